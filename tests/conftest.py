@@ -1,0 +1,19 @@
+"""Fixtures that every folder of tests shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches a hub
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real pictures, videos and the released tokenizer, kept beside the repository or where QVL_TEST_DATA says."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("QVL_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; set QVL_TEST_DATA to a folder with images/, videos/, tokenizer/")
+    return folder
