@@ -21,6 +21,7 @@ wrong, what was expected, what to do.
     ├── InputTypeError (TypeError)           an argument of a type that is not read
     ├── UnknownNameError (KeyError, ValueError)   a name that is not one of those offered
     ├── ConfigError (ValueError)             a config value that cannot describe a model
+    │   └── ConfigKeyError (KeyError)        a key that the config must have is missing
     ├── CheckpointError (OSError)            files of a checkpoint
     │   ├── CheckpointNotFoundError (FileNotFoundError)
     │   ├── CheckpointCorruptError           truncated or unreadable
@@ -99,6 +100,12 @@ class UnknownNameError(QvlError, KeyError, ValueError):
 
 class ConfigError(QvlError, ValueError):
     """A config value that cannot describe a model."""
+
+
+class ConfigKeyError(ConfigError, KeyError):
+    """A key that the config must have is missing."""
+
+    __str__ = Exception.__str__
 
 
 class CheckpointError(QvlError, OSError):

@@ -12,7 +12,9 @@ FLOOR = {
     "errors": 0,
     "hub": 0,
     "config": 0,
+    "rope_scaling": 0,
     "types": 0,
+    "outputs": 0,
     "ops": 1,
     "network": 2,
     "processing": 2,
@@ -21,7 +23,7 @@ FLOOR = {
     "generation": 5,
     "modeling": 6,
     "auto": 6,
-    "pipeline": 6,
+    "pipelines": 6,
     "cli": 7,
     "__init__": 7,
 }
@@ -29,11 +31,13 @@ ALLOWED = {
     ("hub", "errors"),
     ("config", "errors"),
     ("config", "hub"),
+    ("config", "rope_scaling"),
+    ("rope_scaling", "errors"),
     ("auto", "modeling"),
-    ("pipeline", "auto"),
-    ("pipeline", "modeling"),
+    ("pipelines", "auto"),
+    ("pipelines", "modeling"),
 }
-TORCH_FREE = ["errors.py", "hub.py", "config.py", "types.py", "__init__.py", "engine/sequence.py", "engine/scheduler.py"]
+TORCH_FREE = ["errors.py", "hub.py", "config.py", "rope_scaling.py", "types.py", "__init__.py", "engine/sequence.py", "engine/scheduler.py"]
 
 
 def place(path: Path) -> str:

@@ -1,0 +1,193 @@
+"""Pictures of handwritten numbers, composed from real scans, and the questions asked about them.
+
+The scans are scikit-learn's ``load_digits``: 1,797 scans of 8 x 8 grey values in the order of their writers.
+The first three quarters train, the last quarter is held out: most of its writers were never seen in training.
+This module knows no model: it makes uint8 pictures and plain strings, seeded by the caller's generator.
+
+Legend: N scans, B pictures, K digits per picture (at most 3), H height, W width, S side of a scan,
+C colour channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MAX_DIGITS = 3
+SCAN_SIDE = 80  # 8 x 8 cells and a margin of one cell on every side, 8 times enlarged
+INK_WIDTH = 0.8  # the share of a scan's side that a wide digit covers
+
+QUESTIONS = (
+    "What number is written here?",
+    "What number is this?",
+    "What number do you see?",
+    "What number is in the picture?",
+    "What number is shown in this image?",
+    "What does it say?",
+    "What is written here?",
+    "What is this?",
+    "Which number is this?",
+    "Which number is written in the picture?",
+    "Which digits are in this image?",
+    "Which digits do you see?",
+    "Read the number.",
+    "Read the digits.",
+    "Read the handwritten number.",
+    "Read this image.",
+    "Please read the digits in the picture.",
+    "Please tell me the number.",
+    "Write down the digits.",
+    "Transcribe the handwriting.",
+    "Describe this image.",
+    "Can you read this number?",
+)
+SINGLE_DIGIT_QUESTIONS = (
+    "Which digit is this?",
+    "What digit is written here?",
+    "What digit do you see in the picture?",
+    "Read the digit.",
+)
+
+
+@dataclass(frozen=True)
+class Scans:
+    """``ink_NSS``: smoothly enlarged scans, 0 paper to 1 ink. ``labels_N``: the digit each one shows."""
+
+    ink_NSS: Tensor
+    labels_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def part(self, start: int, stop: int) -> Scans:
+        return Scans(self.ink_NSS[start:stop], self.labels_N[start:stop])
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """How far the shape of a training digit may stray from its scan. All zero: the scan as it is.
+
+    ``turn`` and ``shear`` in radians, ``stretch`` as the logarithm of a factor, ``elastic`` as a share of the
+    digit's side, ``stroke`` as the change of the ink threshold, ``noise`` as a share of full brightness.
+    """
+
+    turn: float = 0.0
+    shear: float = 0.0
+    stretch: float = 0.0
+    elastic: float = 0.0
+    stroke: float = 0.0
+    noise: float = 0.0
+
+
+TRAINING = Distortion(turn=0.22, shear=0.25, stretch=0.16, elastic=0.05, stroke=0.12, noise=0.06)
+FAITHFUL = Distortion()
+
+
+def load_scans() -> tuple[Scans, Scans]:
+    """The scans that train and those held out: three quarters and the last quarter, in writers' order."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    cells = torch.from_numpy(raw.images).float()[:, None] / 16
+    ink = F.interpolate(F.pad(cells, (1, 1, 1, 1)), size=SCAN_SIDE, mode="bicubic", align_corners=False)
+    scans = Scans(ink[:, 0].clamp(0, 1), torch.from_numpy(raw.target).long())
+    cut = math.ceil(len(scans) * 3 / 4)
+    return scans.part(0, cut), scans.part(cut, len(scans))
+
+
+def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+def draw_pictures(
+    ink_BKSS: Tensor, counts_B: Tensor, size: tuple[int, int], distortion: Distortion, generator: torch.Generator
+) -> Tensor:
+    """Pictures of ``size`` (height, width), each showing its first ``counts_B`` scans from left to right.
+
+    Place, size, colours and the light on the paper are drawn at random. Returns uint8 (B, 3, H, W).
+    """
+    height, width = size
+    centres_BK2, side_B = place_digits(counts_B, height, width, generator)
+    ink_BHW = torch.zeros(len(counts_B), height, width)
+    for k in range(int(counts_B.max())):
+        shown = (counts_B > k).float()
+        grid = sampling_grid(centres_BK2[:, k], side_B, height, width, distortion, generator)
+        layer = F.grid_sample(ink_BKSS[:, k, None], grid, mode="bilinear", align_corners=False)
+        ink_BHW = torch.maximum(ink_BHW, layer[:, 0] * shown[:, None, None])
+    return colour(thicken(ink_BHW, distortion, generator), distortion, generator)
+
+
+def place_digits(
+    counts_B: Tensor, height: int, width: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Centres (B, K, 2) as (x, y) and sides (B,), in pixels, of rows of digits that fit the picture."""
+    batch = len(counts_B)
+    pitch_B = uniform((batch,), 0.68, 0.95, generator)
+    row_B = (counts_B - 1) * pitch_B + INK_WIDTH  # width of the row for digits of side 1
+    largest_B = torch.minimum(torch.full((batch,), height / 0.84), width / row_B)
+    side_B = largest_B * uniform((batch,), 0.5, 0.97, generator)
+    free_x_B = (width - row_B * side_B).clamp(min=0)
+    free_y_B = (height - 0.84 * side_B).clamp(min=0)
+    left_B = free_x_B * torch.rand(batch, generator=generator) + side_B * INK_WIDTH / 2
+    middle_B = free_y_B * torch.rand(batch, generator=generator) + side_B * 0.42
+    steps_K = torch.arange(MAX_DIGITS)
+    x_BK = left_B[:, None] + steps_K * (pitch_B * side_B)[:, None]
+    y_BK = middle_B[:, None] + uniform((batch, MAX_DIGITS), -0.05, 0.05, generator) * side_B[:, None]
+    return torch.stack([x_BK, y_BK], dim=-1), side_B
+
+
+def sampling_grid(
+    centre_B2: Tensor, side_B: Tensor, height: int, width: int, distortion: Distortion, generator: torch.Generator
+) -> Tensor:
+    """Where in its scan each picture cell of one digit comes from: (B, H, W, 2) in -1 .. 1."""
+    batch = len(side_B)
+    y_H, x_W = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    cells = torch.stack(torch.meshgrid(x_W, y_H, indexing="xy"), dim=-1)
+    margin = 10 / 8  # a scan carries one empty cell on every side
+    offsets = (cells - centre_B2[:, None, None]) / (side_B[:, None, None, None] * margin / 2)
+    offsets = torch.einsum("bhwi,bij->bhwj", offsets, shape_matrices(batch, distortion, generator))
+    if distortion.elastic:
+        bend = torch.randn(batch, 2, 5, 5, generator=generator) * distortion.elastic
+        rows = offsets.clamp(-1, 1)
+        offsets = offsets + F.grid_sample(bend, rows, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    return offsets
+
+
+def shape_matrices(batch: int, distortion: Distortion, generator: torch.Generator) -> Tensor:
+    """Random turn, shear and stretch of each digit: (B, 2, 2)."""
+    turn = uniform((batch,), -distortion.turn, distortion.turn, generator)
+    shear = uniform((batch,), -distortion.shear, distortion.shear, generator)
+    stretch = uniform((batch, 2), -distortion.stretch, distortion.stretch, generator).exp()
+    cos, sin, zero, one = turn.cos(), turn.sin(), torch.zeros(batch), torch.ones(batch)
+    turned = torch.stack([cos, sin, -sin, cos], dim=-1).view(batch, 2, 2)
+    sheared = torch.stack([one, zero, shear, one], dim=-1).view(batch, 2, 2)
+    return turned @ sheared @ torch.diag_embed(stretch)
+
+
+def thicken(ink_BHW: Tensor, distortion: Distortion, generator: torch.Generator) -> Tensor:
+    """Firmer edges, as a pen leaves them, and for training thinner or thicker strokes."""
+    batch = len(ink_BHW)
+    firmness = uniform((batch, 1, 1), 1.0, 2.2, generator)
+    threshold = 0.48 + uniform((batch, 1, 1), -distortion.stroke, distortion.stroke, generator)
+    return ((ink_BHW - threshold) * firmness + 0.5).clamp(0, 1)
+
+
+def colour(ink_BHW: Tensor, distortion: Distortion, generator: torch.Generator) -> Tensor:
+    """Ink and paper of random, well contrasting colours, the light falling off to one side: uint8 (B, 3, H, W)."""
+    batch, height, width = ink_BHW.shape
+    bright = uniform((batch, 1), 0.7, 1.0, generator) + uniform((batch, 3), -0.12, 0.12, generator)
+    dark = uniform((batch, 1), 0.0, 0.3, generator) + uniform((batch, 3), -0.12, 0.12, generator)
+    inverted = (torch.rand(batch, 1, generator=generator) < 0.3).float()
+    paper = (bright * (1 - inverted) + dark * inverted)[:, :, None, None]
+    ink = (dark * (1 - inverted) + bright * inverted)[:, :, None, None]
+    slope = uniform((batch, 2, 1, 1), -0.06, 0.06, generator)
+    light = slope[:, :1] * torch.linspace(-1, 1, height)[:, None] + slope[:, 1:] * torch.linspace(-1, 1, width)
+    picture = paper + (ink - paper) * ink_BHW[:, None] + light
+    if distortion.noise:
+        strength = uniform((batch, 1, 1, 1), 0, distortion.noise, generator)
+        picture = picture + torch.randn(picture.shape, generator=generator) * strength
+    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,203 @@
+"""The keys and values that one sequence has left behind, and the attention that reads them.
+
+This file knows tensors and lengths. It does not know which tokens the keys belong to, who shares a step
+with whom, or that a prompt can be cut into chunks: it writes at the end and shows everything so far.
+
+Legend: T new tokens, S all keys (cached and new), D head width, H query heads, G key/value heads.
+Storage is head-major, (G, capacity, D) for each layer, so that attention walks contiguous keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from qvl.errors import CacheError
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+SMALLEST_CAPACITY = 64  # tokens; below this, growing costs more calls than it saves bytes
+
+
+class SequenceKV:
+    """Keys and values of one sequence in all layers, in buffers that grow by doubling.
+
+    ``capacity`` tokens are allocated at once; ``max_capacity`` is a wall that raises `CacheError`. A layer
+    whose keys arrive on another device or in another dtype (a model spread over devices, autocast) moves
+    its still empty buffer there.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        capacity: int = 0,
+        max_capacity: int | None = None,
+    ) -> None:
+        if max_capacity is not None and capacity > max_capacity:
+            raise CacheError(f"A cache of at most {max_capacity} tokens cannot start with room for {capacity}.")
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.max_capacity = max_capacity
+        self.length = 0
+        self._keys = [_buffer(num_kv_heads, capacity, head_dim, dtype, device) for _ in range(num_layers)]
+        self._values = [_buffer(num_kv_heads, capacity, head_dim, dtype, device) for _ in range(num_layers)]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._keys)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit before the first layer has to grow."""
+        return min((k.shape[1] for k in self._keys), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, used or not."""
+        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
+
+    def write(self, layer: int, k_TGD: Tensor, v_TGD: Tensor) -> tuple[Tensor, Tensor]:
+        """Put new keys behind the ``length`` known ones; views ``(k_SGD, v_SGD)`` of all come back.
+
+        ``length`` itself moves only with `advance`, once every layer has written.
+        """
+        self._check(k_TGD)
+        start, end = self.length, self.length + k_TGD.shape[0]
+        self._reserve(layer, end, k_TGD)
+        keys, values = self._keys[layer], self._values[layer]
+        keys[:, start:end].copy_(k_TGD.detach().transpose(0, 1))
+        values[:, start:end].copy_(v_TGD.detach().transpose(0, 1))
+        return keys[:, :end].transpose(0, 1), values[:, :end].transpose(0, 1)
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Views ``(k_SGD, v_SGD)`` of the first ``length`` tokens."""
+        end = self.length
+        return self._keys[layer][:, :end].transpose(0, 1), self._values[layer][:, :end].transpose(0, 1)
+
+    def advance(self, count: int) -> None:
+        """Count the ``count`` tokens that every layer has just written."""
+        if self.length + count > self.capacity:
+            raise CacheError(
+                f"Cannot count {count} tokens behind {self.length}: the layers have written at most "
+                f"{self.capacity}."
+            )
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        """Forget everything behind the first ``length`` tokens. The memory stays."""
+        if not 0 <= length <= self.length:
+            raise CacheError(f"Cannot cut a cache of {self.length} tokens to {length}.")
+        self.length = length
+
+    def copy(self) -> SequenceKV:
+        """An independent copy that holds the same tokens, with room for as many more as this one has."""
+        twin = object.__new__(SequenceKV)
+        twin.num_kv_heads, twin.head_dim = self.num_kv_heads, self.head_dim
+        twin.max_capacity, twin.length = self.max_capacity, self.length
+        twin._keys = [_resized(t, t.shape[1], self.length, t) for t in self._keys]
+        twin._values = [_resized(t, t.shape[1], self.length, t) for t in self._values]
+        return twin
+
+    def _check(self, k_TGD: Tensor) -> None:
+        if k_TGD.shape[1:] != (self.num_kv_heads, self.head_dim):
+            raise CacheError(
+                f"This cache holds {self.num_kv_heads} key/value heads of width {self.head_dim}, but the model "
+                f"writes {k_TGD.shape[1]} of width {k_TGD.shape[2]}: it was made for another model."
+            )
+
+    def _reserve(self, layer: int, needed: int, like: Tensor) -> None:
+        """Make room for ``needed`` tokens in one layer, on the device and in the dtype of ``like``."""
+        if self.max_capacity is not None and needed > self.max_capacity:
+            raise CacheError(
+                f"This cache holds at most {self.max_capacity} tokens and {needed} are needed; "
+                "make it larger or generate fewer tokens."
+            )
+        keys = self._keys[layer]
+        size = keys.shape[1]
+        same = keys.dtype == like.dtype and keys.device == like.device
+        if size >= needed and same:
+            return
+        if self.length and not same:
+            raise CacheError(
+                f"This cache holds {keys.dtype} keys on {keys.device}, but the model now writes {like.dtype} "
+                f"on {like.device}; use one dtype and one placement from start to end."
+            )
+        if size < needed:
+            size = max(needed, 2 * size, SMALLEST_CAPACITY)
+        size = size if self.max_capacity is None else min(size, self.max_capacity)
+        self._keys[layer] = _resized(keys, size, self.length, like)
+        self._values[layer] = _resized(self._values[layer], size, self.length, like)
+
+
+def _buffer(heads: int, capacity: int, width: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    # Not an inference tensor even when generate() makes it: forward() may later write to it outside.
+    with torch.inference_mode(False):
+        return torch.empty(heads, capacity, width, dtype=dtype, device=device)
+
+
+def _resized(buffer: Tensor, capacity: int, used: int, like: Tensor) -> Tensor:
+    fresh = _buffer(buffer.shape[0], capacity, buffer.shape[2], like.dtype, like.device)
+    fresh[:, :used].copy_(buffer[:, :used])
+    return fresh
+
+
+def cached_attends(
+    backend: Callable[..., Tensor],
+    kvs: Sequence[SequenceKV],
+    lengths: Sequence[int],
+    windows: Sequence[int | None],
+) -> list[Attend]:
+    """One attend for each layer of a packed step: sequence i brings ``lengths[i]`` new tokens to ``kvs[i]``.
+
+    ``backend`` is a function of `qvl.ops.attention`; ``windows`` has one entry per layer (None: full). Each
+    attend writes the new keys and attends causally to all keys of its own sequence. The caller advances
+    the caches when the step is over. A sequence's keys are read where they lie, never gathered with others.
+    """
+    return [_layer_attend(backend, kvs, lengths, layer, window) for layer, window in enumerate(windows)]
+
+
+def _layer_attend(
+    backend: Callable[..., Tensor],
+    kvs: Sequence[SequenceKV],
+    lengths: Sequence[int],
+    layer: int,
+    window: int | None,
+) -> Attend:
+    def one(kv: SequenceKV, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        k_SGD, v_SGD = _written(kv, layer, q_THD, k_TGD, v_TGD)
+        count = q_THD.shape[0]
+        if window is not None:  # the oldest new token sees window keys, itself included
+            reach = window + count - 1
+            k_SGD, v_SGD = k_SGD[-reach:], v_SGD[-reach:]
+        return backend(q_THD, k_SGD, v_SGD, (count,), (k_SGD.shape[0],), causal=True, window=window)
+
+    def attend(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        if len(kvs) == 1:
+            return one(kvs[0], q_THD, k_TGD, v_TGD)
+        parts = zip(kvs, *(t.split(list(lengths)) for t in (q_THD, k_TGD, v_TGD)), strict=True)
+        return torch.cat([one(*part) for part in parts])
+
+    return attend
+
+
+def _written(
+    kv: SequenceKV, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """All keys and values of the sequence, attached to the autograd graph where one is being built.
+
+    A buffer cannot be part of a graph (the next step writes into it), so with gradients the fresh keys are
+    joined to a copy of the past.
+    """
+    traced = torch.is_grad_enabled() and any(t.requires_grad for t in (q_THD, k_TGD, v_TGD))
+    if not traced:
+        return kv.write(layer, k_TGD, v_TGD)
+    k_past, v_past = (t.clone() for t in kv.read(layer))
+    kv.write(layer, k_TGD, v_TGD)
+    return torch.cat([k_past, k_TGD]), torch.cat([v_past, v_TGD])

@@ -1,0 +1,179 @@
+"""Which generation settings make sense, alone and together, and which belong to methods that qvl lacks.
+
+A table of rules instead of a ladder of ifs: a rule names its settings, tests a value that is not None, and says
+what was expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+from qvl.errors import GenerationError, UnsupportedError
+
+if TYPE_CHECKING:
+    from qvl.generation.config import GenerationConfig
+
+CACHES = (None, "dynamic", "dynamic_full", "static")
+
+# Arguments of generate() that people put into a config by mistake.
+CALL_ARGUMENTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "tokenizer")
+
+SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEAMS_ONLY = ("early_stopping", "length_penalty")
+
+
+@dataclass(frozen=True)
+class Rule:
+    names: tuple[str, ...]
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def check_values(config: GenerationConfig) -> None:
+    """Raises GenerationError at the first setting, or pair of settings, that makes no sense."""
+    for rule in _rules():
+        for name in rule.names:
+            value = getattr(config, name)
+            if value is not None and not rule.holds(value):
+                raise GenerationError(f"{name} is {value!r}; expected {rule.expected}.")
+    _check_pairs(config)
+    for name in CALL_ARGUMENTS:
+        if name in vars(config):
+            raise GenerationError(f"{name} is an argument of generate(), not a setting of a GenerationConfig.")
+
+
+def _rules() -> Iterator[Rule]:
+    yield Rule(
+        ("max_new_tokens", "num_beams", "num_return_sequences", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
+        _integer_from(1),
+        "an integer of at least 1",
+    )
+    yield Rule(
+        ("max_length", "min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size", "seed"),
+        _integer_from(0),
+        "an integer of at least 0",
+    )
+    yield Rule(("max_time", "repetition_penalty"), lambda v: _real(v) and v > 0, "a number above 0")
+    yield Rule(("temperature",), lambda v: _real(v) and v >= 0, "a number of at least 0")
+    yield Rule(("length_penalty",), _real, "a number")
+    yield Rule(("top_p", "min_p"), lambda v: _real(v) and 0 <= v <= 1, "a number from 0 to 1")
+    yield Rule(("typical_p",), lambda v: _real(v) and 0 < v <= 1, "a number above 0 and at most 1")
+    yield Rule(("epsilon_cutoff", "eta_cutoff"), lambda v: _real(v) and 0 <= v < 1, "a number from 0 to below 1")
+    yield Rule(("early_stopping",), lambda v: v in (True, False, "never"), "True, False or 'never'")
+    yield Rule(("stop_strings",), _strings, "a string or a list of strings, none of them empty")
+    yield Rule(("bad_words_ids",), _lists_of_ids, "a list of non-empty lists of token ids")
+    yield Rule(("suppress_tokens", "begin_suppress_tokens"), _ids, "a list of token ids")
+    yield Rule(("pad_token_id", "forced_bos_token_id"), _integer_from(-1), "a token id")
+
+
+def _check_pairs(config: GenerationConfig) -> None:
+    sequences, beams = config.num_return_sequences, config.num_beams
+    if config.do_sample and config.temperature is not None and config.temperature <= 0:
+        raise GenerationError(
+            f"temperature is {config.temperature!r} with do_sample=True; expected a number above 0. "
+            "For greedy decoding set do_sample=False."
+        )
+    if sequences > beams > 1:
+        raise GenerationError(
+            f"num_return_sequences ({sequences}) cannot be larger than num_beams ({beams}): there are no more beams."
+        )
+    if sequences > 1 and beams == 1 and not config.do_sample:
+        raise GenerationError(
+            f"num_return_sequences is {sequences}, but greedy decoding has one answer only; "
+            "set do_sample=True or num_beams."
+        )
+    if config.prompt_lookup_num_tokens and (beams > 1 or sequences > 1):
+        raise GenerationError(
+            "prompt_lookup_num_tokens works with num_beams=1 and num_return_sequences=1, "
+            f"not with {beams} and {sequences}."
+        )
+
+
+def check_supported(config: GenerationConfig) -> None:
+    """Raises UnsupportedError for a setting of a decoding method that qvl does not have."""
+    for name, neutral in unsupported_settings().items():
+        value = vars(config).get(name)
+        if value is not None and value not in neutral:
+            raise UnsupportedError(
+                f"{name}={value!r} asks for a way of generating that qvl does not have; leave {name} out."
+            )
+    if config.cache_implementation not in CACHES:
+        raise UnsupportedError(
+            f"cache_implementation={config.cache_implementation!r} is not one of qvl's caches: 'dynamic', 'static'."
+        )
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(config, name):
+            raise UnsupportedError(
+                f"generate() does not return {name.removeprefix('output_')}: the engine runs many sequences in one "
+                f"step and keeps none. Call the model on the generated sequences with {name}=True instead."
+            )
+
+
+def unsupported_settings() -> dict[str, tuple[Any, ...]]:
+    """Settings of transformers that belong to other methods, and their neutral values beside None."""
+    return {
+        "assistant_early_exit": (),
+        "assistant_confidence_threshold": (0.4,),
+        "assistant_lookbehind": (10,),
+        "cache_config": (),
+        "compile_config": (),
+        "constraints": (),
+        "diversity_penalty": (0.0,),
+        "dola_layers": (),
+        "encoder_no_repeat_ngram_size": (0,),
+        "encoder_repetition_penalty": (1.0,),
+        "force_words_ids": (),
+        "guidance_scale": (1,),
+        "is_assistant": (False,),
+        "low_memory": (False,),
+        "num_assistant_tokens": (20,),
+        "num_assistant_tokens_schedule": ("constant",),
+        "num_beam_groups": (1,),
+        "penalty_alpha": (0,),
+        "prefill_chunk_size": (),
+        "return_legacy_cache": (False,),
+        "target_lookbehind": (10,),
+        "token_healing": (False,),
+        "watermarking_config": (),
+    }
+
+
+def without_effect(config: GenerationConfig) -> list[str]:
+    """Settings that differ from their default and that the chosen strategy does not read."""
+    idle: list[str] = []
+    if not config.do_sample:
+        idle += [name for name in SAMPLING_ONLY if _changed(config, name)]
+    if config.num_beams == 1:
+        idle += [name for name in BEAMS_ONLY if _changed(config, name)]
+    if not config.return_dict_in_generate:
+        idle += [name for name in ("output_scores", "output_logits") if getattr(config, name)]
+    return idle
+
+
+def _changed(config: GenerationConfig, name: str) -> bool:
+    value = getattr(config, name)
+    return value is not None and value != getattr(type(config), name)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and value == value  # not NaN
+
+
+def _integer_from(lowest: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= lowest
+
+
+def _strings(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, (list, tuple)) and all(isinstance(t, str) and t for t in texts)
+
+
+def _ids(value: Any) -> bool:
+    return all(_integer_from(0)(i) for i in value) if isinstance(value, (list, tuple)) else hasattr(value, "tolist")
+
+
+def _lists_of_ids(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(w, (list, tuple)) and w and _ids(w) for w in value)

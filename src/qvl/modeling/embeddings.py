@@ -1,0 +1,23 @@
+"""Tables of token vectors that gain or lose rows.
+
+Legend: V rows, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def resized_embedding(table_VD: nn.Parameter, rows: int, std: float | None) -> nn.Parameter:
+    """The table with ``rows`` rows: the first ones kept, new ones at the mean of the old or, with ``std``,
+    drawn from a normal distribution around zero."""
+    kept = min(rows, table_VD.shape[0])
+    with torch.no_grad():
+        fresh = table_VD.new_empty(rows, table_VD.shape[1])
+        fresh[:kept] = table_VD[:kept]
+        if std is None:
+            fresh[kept:] = table_VD.float().mean(0).to(table_VD.dtype)
+        else:
+            fresh[kept:].normal_(0.0, std)
+    return nn.Parameter(fresh, requires_grad=table_VD.requires_grad)

@@ -1,0 +1,99 @@
+"""Makes a pipeline: from names, or from loaded parts, to a model and a processor on a device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qvl.auto import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from qvl.errors import InputError, UnknownNameError
+from qvl.hub import BUNDLED
+from qvl.pipelines.device import pick_device
+from qvl.pipelines.image_text_to_text import TASK, ImageTextToTextPipeline
+from qvl.processing.image import Qwen2VLImageProcessor
+from qvl.processing.processor import Qwen2_5_VLProcessor
+
+if TYPE_CHECKING:
+    from qvl.modeling.vlm import Qwen2_5_VLForConditionalGeneration
+
+logger = logging.getLogger(__name__)
+
+
+def pipeline(
+    task: str | None = None,
+    model: str | Path | Qwen2_5_VLForConditionalGeneration | None = None,
+    config: Any = None,
+    tokenizer: Any = None,
+    image_processor: Any = None,
+    processor: Any = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    device: int | str | torch.device | None = None,
+    device_map: Any = None,
+    dtype: str | torch.dtype | None = "auto",
+    torch_dtype: str | torch.dtype | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> ImageTextToTextPipeline:
+    """Loads a model and its processor and puts them behind one call.
+
+    ``model``: a folder, a hub id or a loaded model; None means the bundled one. ``processor``,
+    ``tokenizer`` and ``image_processor``: objects or names, when they should not be those of ``model``.
+    ``device`` and ``device_map`` exclude each other. ``model_kwargs`` go to ``from_pretrained``;
+    ``kwargs`` become the defaults of every call (``batch_size``, ``max_new_tokens``, ...).
+
+    Raises UnknownNameError for another task, CheckpointNotFoundError for a model that is nowhere.
+    """
+    if task not in (None, TASK):
+        raise UnknownNameError(f"task {task!r} is not offered; the only one is {TASK!r}")
+    if device is not None and device_map is not None:
+        raise InputError("device and device_map exclude each other; give one of them")
+    if model is None:
+        model = next(iter(BUNDLED))
+        logger.warning(
+            "no model was given: using %s, the small one that comes with qvl and reads digits", model
+        )
+    where = {name: value for name, value in (("revision", revision), ("token", token)) if value is not None}
+    ready = _processor(model, processor, tokenizer, image_processor, where)
+    if isinstance(model, (str, Path)):
+        settings: dict[str, Any] = {
+            "dtype": dtype if torch_dtype is None else torch_dtype,
+            **(model_kwargs or {}),
+        }
+        if device_map is not None:
+            settings["device_map"] = device_map
+        model = _load_model(model, config, {**where, **settings})
+    placed = device_map is not None or "device_map" in (model_kwargs or {})
+    return ImageTextToTextPipeline(
+        model, ready, device=None if placed else pick_device(device), task=TASK, **kwargs
+    )
+
+
+def _load_model(name: str | Path, config: Any, settings: dict[str, Any]) -> Any:
+    if config is not None:
+        settings["config"] = config
+    return AutoModelForImageTextToText.from_pretrained(name, **settings)
+
+
+def _processor(
+    model: Any, processor: Any, tokenizer: Any, image_processor: Any, where: dict[str, Any]
+) -> Any:
+    if processor is None and not isinstance(model, (str, Path)):
+        raise InputError("a loaded model does not say which processor it goes with; give processor= as well")
+    processor = _named(AutoProcessor, model if processor is None else processor, where)
+    if tokenizer is None and image_processor is None:
+        return processor
+    return Qwen2_5_VLProcessor(
+        image_processor=_named(Qwen2VLImageProcessor, image_processor or processor.image_processor, where),
+        tokenizer=_named(AutoTokenizer, tokenizer or processor.tokenizer, where),
+        video_processor=processor.video_processor,
+        chat_template=processor.chat_template,
+    )
+
+
+def _named(loader: Any, thing: Any, where: dict[str, Any]) -> Any:
+    return loader.from_pretrained(thing, **where) if isinstance(thing, (str, Path)) else thing
