@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAX_DIGITS = 3
-SCAN_SIDE = 80  # 8 x 8 cells and a margin of one cell on every side, 8 times enlarged
-INK_WIDTH = 0.8  # the share of a scan's side that a wide digit covers
+SCAN_SIDE = 60  # 8 x 8 cells and a margin of one cell on every side, 6 times enlarged
+INK_WIDTH, INK_HEIGHT = 0.8, 0.9  # the shares of a scan's 8 x 8 cells that a large digit covers
 
 QUESTIONS = (
     "What number is written here?",
@@ -104,57 +104,66 @@ def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Ge
 
 
 def draw_pictures(
-    ink_BKSS: Tensor, counts_B: Tensor, size: tuple[int, int], distortion: Distortion, generator: torch.Generator
+    ink_BKSS: Tensor,
+    counts_B: Tensor,
+    size: tuple[int, int],
+    distortion: Distortion,
+    generator: torch.Generator,
 ) -> Tensor:
     """Pictures of ``size`` (height, width), each showing its first ``counts_B`` scans from left to right.
 
     Place, size, colours and the light on the paper are drawn at random. Returns uint8 (B, 3, H, W).
     """
     height, width = size
-    centres_BK2, side_B = place_digits(counts_B, height, width, generator)
+    x_BK, y_BK, side_B = place_digits(counts_B, height, width, generator)
     ink_BHW = torch.zeros(len(counts_B), height, width)
     for k in range(int(counts_B.max())):
-        shown = (counts_B > k).float()
-        grid = sampling_grid(centres_BK2[:, k], side_B, height, width, distortion, generator)
-        layer = F.grid_sample(ink_BKSS[:, k, None], grid, mode="bilinear", align_corners=False)
-        ink_BHW = torch.maximum(ink_BHW, layer[:, 0] * shown[:, None, None])
+        scan_BSS = distort(ink_BKSS[:, k], distortion, generator)
+        rows_BHS = resampling(y_BK[:, k], side_B, height)
+        columns_BWS = resampling(x_BK[:, k], side_B, width)
+        layer_BHW = rows_BHS @ scan_BSS @ columns_BWS.mT
+        ink_BHW = torch.maximum(ink_BHW, layer_BHW * (counts_B > k)[:, None, None])
     return colour(thicken(ink_BHW, distortion, generator), distortion, generator)
+
+
+def resampling(centre_B: Tensor, side_B: Tensor, length: int) -> Tensor:
+    """Matrices (B, length, S) that place a scan of ``side_B`` pixels around ``centre_B`` along one axis.
+
+    Row i holds the weights of linear interpolation at picture pixel i; pixels off the scan have none.
+    """
+    offset_BL = (torch.arange(length) + 0.5 - centre_B[:, None]) / side_B[:, None]
+    where_BL = offset_BL * (SCAN_SIDE * 0.8) + (SCAN_SIDE - 1) / 2  # a scan's margins are a fifth of it
+    return (1 - (where_BL[:, :, None] - torch.arange(SCAN_SIDE)).abs()).clamp(min=0)
 
 
 def place_digits(
     counts_B: Tensor, height: int, width: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Centres (B, K, 2) as (x, y) and sides (B,), in pixels, of rows of digits that fit the picture."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres x and y (B, K) and sides (B,), in pixels, of rows of digits that fit the picture."""
     batch = len(counts_B)
     pitch_B = uniform((batch,), 0.68, 0.95, generator)
     row_B = (counts_B - 1) * pitch_B + INK_WIDTH  # width of the row for digits of side 1
-    largest_B = torch.minimum(torch.full((batch,), height / 0.84), width / row_B)
+    largest_B = torch.minimum(torch.full((batch,), height / INK_HEIGHT), width / row_B)
     side_B = largest_B * uniform((batch,), 0.5, 0.97, generator)
-    free_x_B = (width - row_B * side_B).clamp(min=0)
-    free_y_B = (height - 0.84 * side_B).clamp(min=0)
-    left_B = free_x_B * torch.rand(batch, generator=generator) + side_B * INK_WIDTH / 2
-    middle_B = free_y_B * torch.rand(batch, generator=generator) + side_B * 0.42
-    steps_K = torch.arange(MAX_DIGITS)
-    x_BK = left_B[:, None] + steps_K * (pitch_B * side_B)[:, None]
-    y_BK = middle_B[:, None] + uniform((batch, MAX_DIGITS), -0.05, 0.05, generator) * side_B[:, None]
-    return torch.stack([x_BK, y_BK], dim=-1), side_B
+    left_B = (width - row_B * side_B) * torch.rand(batch, generator=generator)
+    top_B = (height - INK_HEIGHT * side_B) * torch.rand(batch, generator=generator)
+    x_BK = (left_B + side_B * INK_WIDTH / 2)[:, None] + torch.arange(MAX_DIGITS) * (pitch_B * side_B)[:, None]
+    y_BK = (top_B + side_B * INK_HEIGHT / 2)[:, None] + uniform(
+        (batch, MAX_DIGITS), -0.04, 0.04, generator
+    ) * side_B[:, None]
+    return x_BK, y_BK, side_B
 
 
-def sampling_grid(
-    centre_B2: Tensor, side_B: Tensor, height: int, width: int, distortion: Distortion, generator: torch.Generator
-) -> Tensor:
-    """Where in its scan each picture cell of one digit comes from: (B, H, W, 2) in -1 .. 1."""
-    batch = len(side_B)
-    y_H, x_W = torch.arange(height) + 0.5, torch.arange(width) + 0.5
-    cells = torch.stack(torch.meshgrid(x_W, y_H, indexing="xy"), dim=-1)
-    margin = 10 / 8  # a scan carries one empty cell on every side
-    offsets = (cells - centre_B2[:, None, None]) / (side_B[:, None, None, None] * margin / 2)
-    offsets = torch.einsum("bhwi,bij->bhwj", offsets, shape_matrices(batch, distortion, generator))
-    if distortion.elastic:
-        bend = torch.randn(batch, 2, 5, 5, generator=generator) * distortion.elastic
-        rows = offsets.clamp(-1, 1)
-        offsets = offsets + F.grid_sample(bend, rows, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    return offsets
+def distort(ink_BSS: Tensor, distortion: Distortion, generator: torch.Generator) -> Tensor:
+    """The scans turned, sheared, stretched and bent at random, each in its own way."""
+    if distortion == FAITHFUL:
+        return ink_BSS
+    batch = len(ink_BSS)
+    shape_B23 = F.pad(shape_matrices(batch, distortion, generator), (0, 1))
+    grid = F.affine_grid(shape_B23, [batch, 1, SCAN_SIDE, SCAN_SIDE], align_corners=False)
+    bend = torch.randn(batch, 2, 5, 5, generator=generator) * distortion.elastic
+    grid = grid + F.interpolate(bend, size=SCAN_SIDE, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    return F.grid_sample(ink_BSS[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
 
 
 def shape_matrices(batch: int, distortion: Distortion, generator: torch.Generator) -> Tensor:
@@ -185,7 +194,9 @@ def colour(ink_BHW: Tensor, distortion: Distortion, generator: torch.Generator) 
     paper = (bright * (1 - inverted) + dark * inverted)[:, :, None, None]
     ink = (dark * (1 - inverted) + bright * inverted)[:, :, None, None]
     slope = uniform((batch, 2, 1, 1), -0.06, 0.06, generator)
-    light = slope[:, :1] * torch.linspace(-1, 1, height)[:, None] + slope[:, 1:] * torch.linspace(-1, 1, width)
+    light = slope[:, :1] * torch.linspace(-1, 1, height)[:, None] + slope[:, 1:] * torch.linspace(
+        -1, 1, width
+    )
     picture = paper + (ink - paper) * ink_BHW[:, None] + light
     if distortion.noise:
         strength = uniform((batch, 1, 1, 1), 0, distortion.noise, generator)

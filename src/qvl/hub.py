@@ -33,7 +33,7 @@ _OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_downloa
 def pop_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take the arguments that belong to :func:`resolve` out of a ``from_pretrained``'s ``kwargs``.
 
-    ``trust_remote_code`` and transformers' private ``_from_*`` hints are dropped: no repository's code runs here.
+    ``trust_remote_code`` and transformers' private hints are dropped: no repository's code runs here.
     """
     for ignored in ("trust_remote_code", "_from_auto", "_from_pipeline"):
         kwargs.pop(ignored, None)
@@ -54,8 +54,8 @@ def resolve(
 ) -> Path:
     """The folder that holds the checkpoint ``name_or_path``.
 
-    ``name_or_path``: an existing folder (or a file, whose folder is meant), a bundled name, or a repository id
-    such as ``Qwen/Qwen2.5-VL-3B-Instruct``. ``revision``: branch, tag or commit of the repository.
+    ``name_or_path``: an existing folder (or a file, whose folder is meant), a bundled name, or a repository
+    id such as ``Qwen/Qwen2.5-VL-3B-Instruct``. ``revision``: branch, tag or commit of the repository.
     ``patterns``: the files worth fetching (see SMALL_FILES, ALL_FILES). ``subfolder``: where in it to look.
     ``HF_HUB_OFFLINE=1`` or ``local_files_only`` use the cache alone.
 
@@ -123,15 +123,18 @@ def _plain_errors(repository: str, revision: str | None) -> Iterator[None]:
             f"{where} is gated: accept its terms on the hub, then log in with `hf auth login` or pass token="
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise CheckpointNotFoundError(f"the repository {repository!r} has no revision {revision!r}") from error
+        raise CheckpointNotFoundError(
+            f"the repository {repository!r} has no revision {revision!r}"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointNotFoundError(
-            f"there is no folder and no public repository {where}; check the spelling, or pass token= if it is private"
+            f"there is no folder and no public repository {where}; check the spelling, or pass token= for a "
+            "private one"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise CheckpointNotFoundError(
-            f"there is no folder {repository!r}, the cache does not hold {where}, and the hub was not reached "
-            "(offline, or no connection); give a local folder or connect once to download it"
+            f"there is no folder {repository!r}, the cache does not hold {where}, and the hub was not "
+            "reached (offline, or no connection); give a local folder or connect once to download it"
         ) from error
     except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
         raise CheckpointNotFoundError(f"{where} could not be read from the hub: {error}") from error

@@ -86,6 +86,9 @@ class SamplingParams:
 
     ``temperature`` 0 means greedy. ``seed`` None draws from torch's default generator, so that
     ``torch.manual_seed`` decides, as in transformers.
+
+    The fields are those of transformers' ``GenerationConfig``; ``sequence_bias`` holds (token ids, bias)
+    pairs and ``exponential_decay_length_penalty`` is (start, factor).
     """
 
     max_new_tokens: int = 20
@@ -96,9 +99,21 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
+    encoder_repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_ids: tuple[int, ...] = ()
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
     eos_token_ids: tuple[int, ...] = ()
     seed: int | None = None
     prompt_lookup_num_tokens: int = 0

@@ -172,11 +172,8 @@ def _layer_attend(
 ) -> Attend:
     def one(kv: SequenceKV, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         k_SGD, v_SGD = _written(kv, layer, q_THD, k_TGD, v_TGD)
-        count = q_THD.shape[0]
-        if window is not None:  # the oldest new token sees window keys, itself included
-            reach = window + count - 1
-            k_SGD, v_SGD = k_SGD[-reach:], v_SGD[-reach:]
-        return backend(q_THD, k_SGD, v_SGD, (count,), (k_SGD.shape[0],), causal=True, window=window)
+        sizes = ((q_THD.shape[0],), (k_SGD.shape[0],))
+        return backend(q_THD, k_SGD, v_SGD, *sizes, causal=True, window=window)
 
     def attend(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         if len(kvs) == 1:
@@ -200,4 +197,6 @@ def _written(
         return kv.write(layer, k_TGD, v_TGD)
     k_past, v_past = (t.clone() for t in kv.read(layer))
     kv.write(layer, k_TGD, v_TGD)
+    if not kv.length:
+        return k_TGD, v_TGD
     return torch.cat([k_past, k_TGD]), torch.cat([v_past, v_TGD])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,10 @@ class GenerationConfig:
     seed: int | None = None  # row i draws from a generator seeded with seed + i; None: torch's own generator
     # Scores, in the order in which they act
     sequence_bias: Any = None  # {(ids): bias} or [[ids, bias], ...]
+    encoder_repetition_penalty: float | None = 1.0  # of the prompt's tokens; above 1 encourages them
     repetition_penalty: float | None = 1.0
     no_repeat_ngram_size: int | None = 0
+    encoder_no_repeat_ngram_size: int | None = 0
     bad_words_ids: list[list[int]] | None = None
     forced_bos_token_id: int | None = None
     forced_eos_token_id: TokenIds = None
@@ -101,10 +103,11 @@ class GenerationConfig:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """All ids that end an answer. Negative ids never come out of a model and are left away."""
-        ids = self.eos_token_id
-        if ids is None:
+        given: Any = self.eos_token_id
+        if given is None:
             return ()
-        listed = ids if isinstance(ids, Iterable) else [ids]
+        plain = given.tolist() if hasattr(given, "tolist") else given
+        listed = plain if isinstance(plain, (list, tuple)) else [plain]
         return tuple(int(i) for i in listed if int(i) >= 0)
 
     @classmethod
@@ -150,10 +153,8 @@ class GenerationConfig:
         is a setting that wins over the file. Raises CheckpointNotFoundError or CheckpointCorruptError.
         """
         name = config_file_name or FILE_NAME
-        where = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "local_files_only", "token") if k in kwargs}
-        subfolder = kwargs.pop("subfolder", "") or ""
-        folder = hub.resolve(pretrained_model_name, patterns=(f"{subfolder}/{name}" if subfolder else name,), **where)
-        return cls.from_dict(_read_json(Path(folder) / subfolder / name), **kwargs)
+        folder = hub.resolve(pretrained_model_name, patterns=(name,), **hub.pop_options(kwargs))
+        return cls.from_dict(_read_json(folder / name), **kwargs)
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> GenerationConfig:

@@ -8,7 +8,6 @@ Legend: B batch, L length so far.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -86,7 +85,7 @@ class StopStringCriteria(StoppingCriteria):
         window = list(ids[-self.reach :])
         text = self._text(window)
         # Compared as text, because a character that was incomplete before may be complete now.
-        settled = len(os.path.commonprefix([text, self._text(window[:-1])]))
+        settled = _common_length(text, self._text(window[:-1]))
         return any(text.find(stop, max(0, settled - len(stop) + 1)) >= 0 for stop in self.stop_strings)
 
     def _text(self, ids: list[int]) -> str:
@@ -114,6 +113,11 @@ def merged(own: Iterable[Any], custom: Iterable[Any]) -> list[Any]:
     given = list(custom)
     kept = [next((g for g in given if type(g) is type(o)), o) for o in own]
     return kept + [g for g in given if not any(g is k for k in kept)]
+
+
+def _common_length(a: str, b: str) -> int:
+    """Characters that two texts have in common from the start."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _same_for_all(input_ids: Tensor, done: bool) -> Tensor:

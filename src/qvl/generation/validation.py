@@ -19,10 +19,19 @@ if TYPE_CHECKING:
 CACHES = (None, "dynamic", "dynamic_full", "static")
 
 # Arguments of generate() that people put into a config by mistake.
-CALL_ARGUMENTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "tokenizer")
+CALL_ARGUMENTS = (
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "streamer",
+    "tokenizer",
+)
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS_ONLY = ("early_stopping", "length_penalty")
+
+_NGRAMS = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
+_REPETITION = ("repetition_penalty", "encoder_repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -42,26 +51,36 @@ def check_values(config: GenerationConfig) -> None:
     _check_pairs(config)
     for name in CALL_ARGUMENTS:
         if name in vars(config):
-            raise GenerationError(f"{name} is an argument of generate(), not a setting of a GenerationConfig.")
+            raise GenerationError(
+                f"{name} is an argument of generate(), not a setting of a GenerationConfig."
+            )
 
 
 def _rules() -> Iterator[Rule]:
     yield Rule(
-        ("max_new_tokens", "num_beams", "num_return_sequences", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
+        (
+            "max_new_tokens",
+            "num_beams",
+            "num_return_sequences",
+            "prompt_lookup_num_tokens",
+            "max_matching_ngram_size",
+        ),
         _integer_from(1),
         "an integer of at least 1",
     )
     yield Rule(
-        ("max_length", "min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size", "seed"),
+        ("max_length", "min_length", "min_new_tokens", "top_k", "seed", *_NGRAMS),
         _integer_from(0),
         "an integer of at least 0",
     )
-    yield Rule(("max_time", "repetition_penalty"), lambda v: _real(v) and v > 0, "a number above 0")
+    yield Rule(("max_time", *_REPETITION), lambda v: _real(v) and v > 0, "a number above 0")
     yield Rule(("temperature",), lambda v: _real(v) and v >= 0, "a number of at least 0")
     yield Rule(("length_penalty",), _real, "a number")
     yield Rule(("top_p", "min_p"), lambda v: _real(v) and 0 <= v <= 1, "a number from 0 to 1")
     yield Rule(("typical_p",), lambda v: _real(v) and 0 < v <= 1, "a number above 0 and at most 1")
-    yield Rule(("epsilon_cutoff", "eta_cutoff"), lambda v: _real(v) and 0 <= v < 1, "a number from 0 to below 1")
+    yield Rule(
+        ("epsilon_cutoff", "eta_cutoff"), lambda v: _real(v) and 0 <= v < 1, "a number from 0 to below 1"
+    )
     yield Rule(("early_stopping",), lambda v: v in (True, False, "never"), "True, False or 'never'")
     yield Rule(("stop_strings",), _strings, "a string or a list of strings, none of them empty")
     yield Rule(("bad_words_ids",), _lists_of_ids, "a list of non-empty lists of token ids")
@@ -123,8 +142,6 @@ def unsupported_settings() -> dict[str, tuple[Any, ...]]:
         "constraints": (),
         "diversity_penalty": (0.0,),
         "dola_layers": (),
-        "encoder_no_repeat_ngram_size": (0,),
-        "encoder_repetition_penalty": (1.0,),
         "force_words_ids": (),
         "guidance_scale": (1,),
         "is_assistant": (False,),
@@ -172,8 +189,14 @@ def _strings(value: Any) -> bool:
 
 
 def _ids(value: Any) -> bool:
-    return all(_integer_from(0)(i) for i in value) if isinstance(value, (list, tuple)) else hasattr(value, "tolist")
+    return (
+        all(_integer_from(0)(i) for i in value)
+        if isinstance(value, (list, tuple))
+        else hasattr(value, "tolist")
+    )
 
 
 def _lists_of_ids(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(w, (list, tuple)) and w and _ids(w) for w in value)
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(w, (list, tuple)) and w and _ids(w) for w in value
+    )

@@ -17,6 +17,7 @@ from qvl import hub
 from qvl.config import Qwen2_5_VLConfig
 from qvl.errors import InputError, InputTypeError
 from qvl.modeling.embeddings import resized_embedding
+from qvl.network.layers import initialise
 from qvl.ops.attention import get_backend
 from qvl.weights.checkpoint import save_checkpoint
 from qvl.weights.load import LoadingOptions, load_model
@@ -38,8 +39,7 @@ class PreTrainedModel(nn.Module):
         super().__init__(config, *args, **kwargs)
         self.config = config
         self.name_or_path = ""
-        if self.device.type != "meta":
-            self.init_weights()
+        self._initialise_own()
         self.set_attn_implementation(getattr(config, "_attn_implementation", None) or "sdpa")
 
     @classmethod
@@ -52,6 +52,13 @@ class PreTrainedModel(nn.Module):
         raise InputTypeError(
             f"{cls.__name__} is built from a {cls.config_class.__name__}, got {type(config).__name__}"
         )
+
+    def _initialise_own(self) -> None:
+        """Random weights for the parts that no documented class below has initialised already."""
+        tied = getattr(self.config, "tie_word_embeddings", False)
+        for name, child in self.named_children():
+            if not isinstance(child, PreTrainedModel) and not (tied and name == "lm_head"):
+                initialise(child, getattr(self.config, "initializer_range", 0.02))
 
     # -- loading and saving ---------------------------------------------------------------------------
 

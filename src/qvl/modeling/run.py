@@ -6,7 +6,8 @@ Legend: B batch, L padded length, S padded keys, T packed tokens, H heads, D wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -16,7 +17,8 @@ from qvl.modeling.cache import Cache, DynamicCache
 from qvl.modeling.inputs import RowPositions
 from qvl.modeling.packing import Packing
 from qvl.network.text import TextDecoder
-from qvl.ops.attention import Attend, get_backend, packed_attend, recording_backend
+from qvl.ops.attention import Attend, get_backend, packed_attend
+from qvl.ops.attention.eager import eager_attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class PackedRun:
     rope_deltas: torch.Tensor
     hidden_states: list[torch.Tensor] | None = None
     attentions: list[list[torch.Tensor]] | None = None
-    keys_BS: torch.Tensor | None = field(default=None)
+    keys_BS: torch.Tensor | None = None
 
     @property
     def last_hidden_state(self) -> torch.Tensor:
@@ -47,7 +49,7 @@ class PackedRun:
 
     @property
     def unpacked_attentions(self) -> tuple[torch.Tensor, ...] | None:
-        """Per layer (B, H, L, S); cells of padding are zeros."""
+        """Per layer (B, H, L, S); cells of padding, and keys outside a layer's window, are zeros."""
         if self.attentions is None or self.keys_BS is None:
             return None
         return tuple(self._pad_weights(layer, self.keys_BS) for layer in self.attentions)
@@ -59,8 +61,11 @@ class PackedRun:
         filled = iter(weights)
         for b, length in enumerate(packing.lengths):
             if length:
-                rows, columns = cells[b].nonzero(), keys_BS[b].nonzero().squeeze(1)
-                out[b, :, rows.to(out.device), columns.to(out.device)] = next(filled)
+                weights_HTS = next(filled)
+                # a cached layer with a window hands over only the newest keys
+                columns = keys_BS[b].nonzero().squeeze(1)[-weights_HTS.shape[-1] :].to(out.device)
+                rows = cells[b].nonzero().to(out.device)
+                out[b, :, rows, columns] = weights_HTS
         return out
 
 
@@ -168,7 +173,7 @@ def _recording(
     lengths: tuple[int, ...],
     store: list[torch.Tensor],
 ) -> Attend:
-    backend = recording_backend(store)
+    backend = partial(eager_attention, store=store)
     if cache is None:
         return packed_attend(backend, lengths, causal=True, window=decoder.windows[layer])
     return cached_attends(backend, [cache.rows[b] for b in keep], lengths, decoder.windows)[layer]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qvl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig
+from qvl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from qvl.errors import InputError, PlaceholderMismatchError
 from qvl.generation import GenerationMixin
 from qvl.modeling.base import PreTrainedModel
@@ -34,6 +34,9 @@ from qvl.outputs import (
 
 class Qwen2_5_VisionTransformerPretrainedModel(PreTrainedModel, VisionTower):
     """The vision tower: ``forward(hidden_states, grid_thw)`` turns patches (P, C) into tokens (N, D)."""
+
+    config_class = Qwen2_5_VLVisionConfig
+    checkpoint_prefix = "model.visual."
 
 
 class Qwen2_5_VLTextModel(PreTrainedModel, TextDecoder):

@@ -6,12 +6,12 @@ Knows messages, texts and pictures as people hand them over; no model, no tokens
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qvl.errors import InputError, InputTypeError, PromptError
-from qvl.processing.media import load_image
+from qvl.processing.media import DEFAULT_LIMITS, load_image
 
 MEDIA_KEYS = ("image", "url", "path", "base64")
 
@@ -148,5 +148,6 @@ def loaded(images: Any, timeout: float | None) -> list[Any]:
     if isinstance(images, (list, tuple)):
         return [picture for one in images for picture in loaded(one, timeout)]
     if isinstance(images, (str, bytes, Path)):
-        return [load_image(images) if timeout is None else load_image(images, timeout=timeout)]
+        limits = DEFAULT_LIMITS if timeout is None else replace(DEFAULT_LIMITS, timeout=timeout)
+        return [load_image(images, limits=limits)]
     return [images]

@@ -155,7 +155,8 @@ def _check_counts(kind: Modality, runs: list[Span], grids: Sequence[Grid], merge
     if found != expected:
         raise PlaceholderMismatchError(
             f"The prompt has {len(runs)} {kind} placeholder run(s) of {found} tokens in all, but "
-            f"{len(grids)} {kind}(s) were given, which take {expected} tokens; give one {kind} for each placeholder"
+            f"{len(grids)} {kind}(s) were given, which take {expected} tokens; "
+            f"give one {kind} for each placeholder"
         )
 
 

@@ -28,15 +28,15 @@ class RopeKeys:
 _ORIGINAL = "original_max_position_embeddings"
 _KEYS: Mapping[str, RopeKeys] = MappingProxyType(
     {
-    "default": RopeKeys(),
-    "linear": RopeKeys(("factor",)),
-    "dynamic": RopeKeys(("factor",), (_ORIGINAL,)),
-    "yarn": RopeKeys(
-        ("factor",),
-        ("attention_factor", "beta_fast", "beta_slow", _ORIGINAL, "mscale", "mscale_all_dim", "truncate"),
-    ),
-    "longrope": RopeKeys(("short_factor", "long_factor"), ("attention_factor", "factor", _ORIGINAL)),
-    "llama3": RopeKeys(("factor", _ORIGINAL, "low_freq_factor", "high_freq_factor")),
+        "default": RopeKeys(),
+        "linear": RopeKeys(("factor",)),
+        "dynamic": RopeKeys(("factor",), (_ORIGINAL,)),
+        "yarn": RopeKeys(
+            ("factor",),
+            ("attention_factor", "beta_fast", "beta_slow", _ORIGINAL, "mscale", "mscale_all_dim", "truncate"),
+        ),
+        "longrope": RopeKeys(("short_factor", "long_factor"), ("attention_factor", "factor", _ORIGINAL)),
+        "llama3": RopeKeys(("factor", _ORIGINAL, "low_freq_factor", "high_freq_factor")),
     }
 )
 ROPE_TYPES = tuple(_KEYS)
@@ -56,8 +56,8 @@ def normalize_rope_scaling(
     """A checked copy of ``rope_scaling`` in which ``rope_type`` is one of ROPE_TYPES.
 
     ``type`` is the older spelling of ``rope_type`` and wins where both are given; ``mrope`` means ``default``
-    (the sections are part of every type). ``original_max_position_embeddings`` is the text config's key of that
-    name, which ``longrope`` may use in place of ``factor``.
+    (the sections are part of every type). ``original_max_position_embeddings`` is the text config's key of
+    that name, which ``longrope`` may use in place of ``factor``.
 
     Raises ConfigError, or ConfigKeyError for a key that is missing.
     """
@@ -85,7 +85,9 @@ def _with_rope_type(scaling: dict[str, Any]) -> dict[str, Any]:
     rope_type = scaling.get("type", scaling.get("rope_type"))
     rope_type = "default" if rope_type == "mrope" else rope_type
     if rope_type not in _KEYS:
-        raise ConfigError(f"rope_scaling['rope_type'] is {rope_type!r}; expected one of {', '.join(ROPE_TYPES)}")
+        raise ConfigError(
+            f"rope_scaling['rope_type'] is {rope_type!r}; expected one of {', '.join(ROPE_TYPES)}"
+        )
     named = scaling.get("rope_type", rope_type)
     if named not in (rope_type, "mrope"):
         warnings.warn(

@@ -1,0 +1,112 @@
+"""``qvl ask``: one question about any number of pictures, videos and documents."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qvl.cli.common import Answer, Loading, generate, generation_settings, load_assistant, load_processor
+from qvl.cli.options import (
+    Attention,
+    AttentionOption,
+    DebugOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    FpsOption,
+    MaxNewTokensOption,
+    MaxPixelsOption,
+    MinPixelsOption,
+    ModelOption,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+)
+
+if TYPE_CHECKING:
+    from qvl.cli.media import MediaFile
+
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[MEDIA]... QUESTION",
+        help="Pictures, videos, PDF files or URLs, - for a picture from stdin; last, the question.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object with answer, tokens, times and boxes.")
+]
+
+
+def ask(
+    words: Words,
+    model: ModelOption = None,
+    system: SystemOption = None,
+    min_pixels: MinPixelsOption = None,
+    max_pixels: MaxPixelsOption = None,
+    fps: FpsOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = None,
+    attention: AttentionOption = Attention.sdpa,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Ask about pictures, videos and documents; the answer streams to stdout.
+
+    What a file is, its content decides, not its name. Several media go in the order in which they are named.
+    Without media it is a plain question.
+    """
+    from qvl.cli.media import open_media
+
+    begin = time.perf_counter()
+    *sources, question = words
+    _refuse_file_as_question(question)
+    settings = generation_settings(max_new_tokens, temperature, seed)
+    media = open_media(sources)
+    loading = Loading(model, dtype.value, device, attention.value, min_pixels, max_pixels)
+    loading.announce()
+    processor = load_processor(loading)
+    messages = [{"role": "system", "content": system}] if system else []
+    content = [medium.entry for medium in media]
+    messages += [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    inputs = processor.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        **({} if fps is None else {"fps": fps}),
+    )
+    prepared = time.perf_counter()
+    assistant = load_assistant(loading, processor)
+    loaded = time.perf_counter()
+    answer = generate(assistant, inputs, settings, show=(lambda text: None) if as_json else _show)
+    if not as_json:
+        print(flush=True)
+        return
+    times = {"prepare": prepared - begin, "load": loaded - prepared, "first_token": answer.first_token}
+    times |= {"generate": answer.seconds, "total": time.perf_counter() - begin}
+    print(json.dumps(_report(loading.name, question, media, inputs, answer, times), ensure_ascii=False))
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _refuse_file_as_question(question: str) -> None:
+    if question == STDIN or os.path.isfile(question):
+        raise InputError(
+            f"the last argument is the question, but {question!r} is a medium; put the question behind it"
+        )
+    if not question.strip():
+        raise InputError("the question is empty")

@@ -1,0 +1,167 @@
+"""What ``ask`` and ``chat`` share: loading, generation settings, one streamed answer.
+
+Everything heavy is imported inside the functions; the caller has checked its arguments before.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qvl.cli.progress import Bar
+
+if TYPE_CHECKING:
+    from qvl.generation.config import GenerationConfig
+    from qvl.modeling.vlm import Qwen2_5_VLForConditionalGeneration
+    from qvl.processing.features import BatchFeature
+    from qvl.processing.processor import Qwen2_5_VLProcessor
+
+DEFAULT_MAX_NEW_TOKENS = 1024
+STOPPED_BY_EOS, STOPPED_BY_LENGTH, STOPPED_BY_USER = "stop", "length", "interrupted"
+
+
+def say(text: str) -> None:
+    """A remark to the person at the terminal: on stderr, as everything that is not an answer."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Where a model comes from and how it is loaded: the options of the command line."""
+
+    model: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    attention: str = "sdpa"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    @property
+    def name(self) -> str:
+        from qvl.hub import BUNDLED
+
+        return self.model or next(iter(BUNDLED))
+
+    def announce(self) -> None:
+        if self.model is None:
+            say(f"qvl: using the bundled model {self.name}, a reader of digits; --model names another")
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A loaded model with its processor."""
+
+    name: str
+    model: Qwen2_5_VLForConditionalGeneration
+    processor: Qwen2_5_VLProcessor
+
+
+@dataclass
+class Answer:
+    """One answer, with what it cost. Times are seconds from the start of ``generate``."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    finish_reason: str = STOPPED_BY_EOS
+    first_token: float = 0.0
+    seconds: float = 0.0
+    output: Any = None
+
+
+def load_processor(loading: Loading) -> Qwen2_5_VLProcessor:
+    """Tokenizer and image sizes: small files, so media can be checked before the weights are read."""
+    from qvl.auto import AutoProcessor
+
+    sizes = {"min_pixels": loading.min_pixels, "max_pixels": loading.max_pixels}
+    return AutoProcessor.from_pretrained(
+        loading.name, **{name: value for name, value in sizes.items() if value is not None}
+    )
+
+
+def load_assistant(loading: Loading, processor: Qwen2_5_VLProcessor) -> Assistant:
+    from qvl.auto import AutoModelForImageTextToText
+    from qvl.pipelines.device import pick_device
+
+    with Bar(f"loading {loading.name}"):
+        model = AutoModelForImageTextToText.from_pretrained(
+            loading.name,
+            dtype=loading.dtype,
+            attn_implementation=loading.attention,
+            device_map=pick_device(loading.device),
+        )
+    return Assistant(loading.name, model, processor)
+
+
+def generation_settings(
+    max_new_tokens: int | None, temperature: float | None, seed: int | None
+) -> dict[str, Any]:
+    """Arguments of ``generate``; only what was given, so that the checkpoint decides the rest.
+
+    Raises GenerationError for values that make no sense, before any model is loaded.
+    """
+    from qvl.generation.config import GenerationConfig
+
+    settings: dict[str, Any] = {}
+    if max_new_tokens is not None:
+        settings["max_new_tokens"] = max_new_tokens
+    if seed is not None:
+        settings["seed"] = seed
+    if temperature == 0:
+        settings["do_sample"] = False
+    elif temperature is not None:
+        settings |= {"do_sample": True, "temperature": temperature}
+    GenerationConfig(**settings)
+    return settings
+
+
+def generate(
+    assistant: Assistant,
+    inputs: BatchFeature,
+    settings: dict[str, Any],
+    show: Callable[[str], None],
+    **more: Any,
+) -> Answer:
+    """Runs ``generate``, handing finished text to ``show`` as it comes. ``more`` goes to ``generate``."""
+    inputs = inputs.to(assistant.model.device)
+    answer = Answer(prompt_tokens=int(inputs["input_ids"].shape[1]))
+    limit = {"max_new_tokens": _longest(assistant.model.generation_config)}
+    with Bar(f"reading {answer.prompt_tokens} tokens") as bar:
+        streamer = _streamer(assistant.processor, answer, show, bar)
+        answer.output = assistant.model.generate(
+            **inputs, **{**limit, **settings}, streamer=streamer, return_dict_in_generate=True, **more
+        )
+    answer.seconds = time.perf_counter() - streamer.started
+    answer.token_ids = answer.output.sequences[0, answer.prompt_tokens :].tolist()
+    if len(answer.token_ids) >= {**limit, **settings}["max_new_tokens"]:
+        ended = assistant.model.generation_config.eos_token_ids
+        answer.finish_reason = STOPPED_BY_EOS if answer.token_ids[-1] in ended else STOPPED_BY_LENGTH
+    return answer
+
+
+def _longest(config: GenerationConfig) -> int:
+    return config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+
+
+def _streamer(processor: Any, answer: Answer, show: Callable[[str], None], bar: Bar) -> Any:
+    """A streamer that collects the text, tells ``show``, and takes the bar away at the first token."""
+    from qvl.generation.streamers import TextStreamer
+
+    class Collector(TextStreamer):
+        started = time.perf_counter()
+
+        def put(self, value: Any) -> None:
+            if not self._prompt_is_next and not answer.first_token:
+                bar.close()
+                answer.first_token = time.perf_counter() - self.started
+            super().put(value)
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            answer.text += text
+            if text:
+                show(text)
+
+    return Collector(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)

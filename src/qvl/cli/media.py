@@ -1,0 +1,116 @@
+"""Media as people name them on a command line: what each one is, and how it goes into a message.
+
+Its content decides what a file is. Opening everything here, before a model is loaded, makes a wrong path or a
+broken file an error at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from qvl.errors import InputError, MediaDecodeError
+from qvl.processing.media import load_image, load_pdf_pages, open_video
+from qvl.processing.sources import is_url, opened
+
+STDIN = "-"
+PDF_MARK, PDF_MARK_WITHIN = b"%PDF-", 1024  # a reader may find it anywhere in the first kilobyte
+
+
+@dataclass(frozen=True, eq=False)
+class MediaFile:
+    """One medium. ``source``: as it was named. ``content``: a PIL image, or the path or bytes of a video.
+
+    ``width`` and ``height`` are pixels as shown, after any rotation that the file asks for; ``seconds`` and
+    ``fps`` are a video's.
+    """
+
+    source: str
+    kind: str
+    content: Any
+    width: int
+    height: int
+    seconds: float = 0.0
+    fps: float = 0.0
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What stands for it in a message's content."""
+        return {"type": self.kind, self.kind: self.content}
+
+
+def open_media(sources: Sequence[str]) -> list[MediaFile]:
+    """Everything named, opened and looked at, in order; each page of a PDF is a picture of its own.
+
+    Raises MediaError for what is missing, broken or nothing of the kind.
+    """
+    if sources.count(STDIN) > 1:
+        raise InputError(f"{STDIN} stands for stdin, which can be read only once; it was named twice")
+    return [medium for source in sources for medium in _open(source)]
+
+
+def _open(source: str) -> list[MediaFile]:
+    if source == STDIN:
+        return _recognized("stdin", sys.stdin.buffer.read())
+    if is_url(source):
+        with opened(source) as stream:  # once, as the server may say something else the second time
+            return _recognized(source, stream.read())
+    return _recognized(source, source)
+
+
+def _recognized(name: str, content: str | bytes) -> list[MediaFile]:
+    with opened(content) as stream:
+        if PDF_MARK in stream.read(PDF_MARK_WITHIN):
+            pages = load_pdf_pages(content)
+            return [_picture(f"{name} page {number}", page) for number, page in enumerate(pages, start=1)]
+        stream.seek(0)
+        if _is_picture(stream):
+            return [_picture(name, load_image(content))]
+    return [_video(name, content)]
+
+
+def _is_picture(stream: Any) -> bool:
+    """Whether Pillow knows the format; an animated GIF counts as a video."""
+    try:
+        with Image.open(stream) as image:
+            return not (image.format == "GIF" and getattr(image, "is_animated", False))
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # a known format, but broken: load_image says what is wrong with it
+        return True
+
+
+def _picture(name: str, image: Image.Image) -> MediaFile:
+    return MediaFile(name, "image", image, image.width, image.height)
+
+
+def _video(name: str, content: str | bytes) -> MediaFile:
+    try:
+        with open_video(content) as video:
+            return MediaFile(name, "video", content, video.width, video.height, video.duration, video.fps)
+    except MediaDecodeError as error:
+        raise MediaDecodeError(
+            f"{name} is neither a picture, a video nor a PDF that can be read: {error}"
+        ) from error
+
+
+def cost(medium: MediaFile, processor: Any, fps: float | None) -> dict[str, Any]:
+    """What the processor makes of ``medium``: size after resizing, frames, grid and tokens."""
+    seen = _processed(medium, processor, fps)
+    side = processor.image_processor.patch_size
+    steps, rows, columns = seen["grid"]
+    return {
+        "source": medium.source,
+        "kind": medium.kind,
+        "width": medium.width,
+        "height": medium.height,
+        **({"seconds": medium.seconds, "fps": medium.fps} if medium.kind == "video" else {}),
+        "resized_width": columns * side,
+        "resized_height": rows * side,
+        **seen,
+        "tokens": steps * rows * columns // processor.image_processor.merge_size**2,
+    }

@@ -1,0 +1,75 @@
+"""The options that commands share, each written once, and the object that a run of the program carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+
+@dataclass
+class Session:
+    """What the program must still know after a command has raised."""
+
+    debug: bool = False
+
+
+class Dtype(str, Enum):
+    """Number formats that weights can be loaded in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Attention(str, Enum):
+    """Back-ends of the attention."""
+
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+
+
+def _remember_debug(context: typer.Context, wanted: bool) -> bool:
+    session = context.find_root().obj
+    if wanted and isinstance(session, Session):
+        session.debug = True
+    return wanted
+
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error.")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Folder or hub id of a checkpoint. Default: the bundled digit reader."
+    ),
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of the weights; auto: as stored.")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda, cuda:1, mps. Default: the first accelerator, or cpu."),
+]
+AttentionOption = Annotated[Attention, typer.Option("--attention", help="Attention back-end.")]
+MinPixelsOption = Annotated[
+    int | None, typer.Option("--min-pixels", help="Enlarge pictures to at least this many pixels.")
+]
+MaxPixelsOption = Annotated[
+    int | None, typer.Option("--max-pixels", help="Shrink pictures to at most this many pixels.")
+]
+FpsOption = Annotated[float | None, typer.Option("--fps", help="Frames per second taken from a video.")]
+MaxNewTokensOption = Annotated[
+    int | None, typer.Option("--max-new-tokens", help="Longest answer. Default: the checkpoint's, or 1024.")
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", help="0: always the likeliest token. Default: the checkpoint's."),
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Makes sampled answers repeatable.")]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", help="System prompt. Default: that of the chat template.")
+]

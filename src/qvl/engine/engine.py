@@ -1,0 +1,229 @@
+"""The one decoding loop: sequences go in, deltas come out, many at a time.
+
+``generate()``, the pipeline, the command line and a server all use this class. It puts the parts together:
+the scheduler says who runs, the runner makes logits, samplers and beam searches turn them into tokens.
+
+Legend: N rows of logits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from qvl.engine.beams import BeamParams, BeamSearch
+from qvl.engine.kv import SequenceKV
+from qvl.engine.lookup import PromptLookup
+from qvl.engine.runner import Runner
+from qvl.engine.sampler import Sampler, extend, is_plain
+from qvl.engine.scheduler import Scheduler, Step, Work
+from qvl.engine.sequence import Hooks, Sequence
+from qvl.errors import GenerationError
+from qvl.types import Delta, Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from qvl.network.vlm import CausalLM
+
+Request = Sequence | BeamSearch
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """``max_step_tokens``: tokens that one pass through the network computes; long prompts are cut into such
+    pieces. ``max_sequences``: sequences (beams counted) that are under way at the same time.
+    """
+
+    max_step_tokens: int = 2048
+    max_sequences: int = 256
+
+
+class Engine:
+    """Continues prompts with one network.
+
+    Requests are independent: each has its settings, hooks, random numbers and cache, and a request's result
+    does not depend on who shares its steps. Not to be used from two threads at once.
+    """
+
+    def __init__(self, network: CausalLM, settings: EngineSettings | None = None) -> None:
+        self.settings = settings or EngineSettings()
+        self.runner = Runner(network)
+        self.scheduler = Scheduler(self.settings.max_step_tokens, self.settings.max_sequences)
+        self._requests: dict[int, Request] = {}
+        self._aborted: list[Delta] = []
+        self._next_id = 0
+
+    def add(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        kv: SequenceKV | None = None,
+        hooks: Hooks | None = None,
+        keep_kv: bool = False,
+    ) -> int:
+        """Queue a prompt; returns the id that its deltas carry.
+
+        ``kv``: keys and values of the prompt's first ``kv.length`` tokens; they are not computed again, and
+        the cache grows with the answer. ``keep_kv``: leave the cache on the finished sequence (it holds all
+        tokens but the last). Raises GenerationError, PromptError, PromptTooLongError,
+        PlaceholderMismatchError or CacheError, and then nothing was queued.
+        """
+        sequence = self._sequence(prompt, params, kv, hooks, keep_kv, keep=1)
+        if params.prompt_lookup_num_tokens > 0 and self.runner.can_guess:
+            sequence.lookup = PromptLookup(prompt.token_ids, params.max_matching_ngram_size)
+        return self._queue(sequence)
+
+    def add_beams(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        beams: BeamParams,
+        *,
+        kv: SequenceKV | None = None,
+        hooks: Hooks | None = None,
+        keep_kv: bool = False,
+    ) -> int:
+        """Queue a beam search. Its one `Delta` brings the best answer, and in ``extras["beams"]`` the
+        `BeamResult`. Of the hooks, ``process``, ``stop`` (asked about every candidate) and ``progress`` are
+        used. Raises what `add` raises.
+        """
+        keep = max(2, 1 + len(params.eos_token_ids)) if beams.num_beams > 1 else 1
+        sequence = self._sequence(prompt, params, kv, hooks, keep_kv, keep)
+        return self._queue(BeamSearch(sequence, beams, self.runner.device))
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._aborted)
+
+    def sequence(self, sequence_id: int) -> Request:
+        """A request that is under way. Raises KeyError for one that is finished or was never there."""
+        return self._requests[sequence_id]
+
+    def abort(self, sequence_id: int) -> bool:
+        """Stop a request; its last delta, with reason "abort", comes from the next step.
+
+        False if it was already finished.
+        """
+        request = self._requests.get(sequence_id)
+        if request is None:
+            return False
+        request.status, request.finish_reason = "finished", "abort"
+        self._aborted.append(self._close(request, ()))
+        return True
+
+    def run(self) -> Iterator[Delta]:
+        """Deltas until nothing is left to do."""
+        while self.has_work:
+            yield from self.step()
+
+    @torch.no_grad()
+    def step(self) -> list[Delta]:
+        """One pass through the network: at most one delta for every sequence that got new tokens.
+
+        The last delta of a request has a ``finish_reason`` and carries the `Sequence` in
+        ``extras["sequence"]``. If anything raises, the requests of the step are dropped, the others go on
+        with the next step.
+        """
+        deltas, self._aborted = self._aborted, []
+        step = self.scheduler.next()
+        if not step.work:
+            return deltas
+        try:
+            logits_NV = self.runner.run(step)
+            return deltas + self._settle(step, logits_NV)
+        except BaseException:
+            self._drop(step)
+            self._aborted = deltas
+            raise
+
+    def _sequence(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        kv: SequenceKV | None,
+        hooks: Hooks | None,
+        keep_kv: bool,
+        keep: int,
+    ) -> Sequence:
+        if params.max_new_tokens < 1:
+            raise GenerationError(f"max_new_tokens must be at least 1, not {params.max_new_tokens}.")
+        sequence = Sequence(self._next_id, prompt, params, hooks or Hooks(), keep_kv)
+        sequence.sampler = Sampler(
+            params,
+            prompt.token_ids,
+            vocab_size=self.runner.vocab_size,
+            device=self.runner.device,
+            keep=keep,
+        )
+        self.runner.admit(sequence, kv)
+        return sequence
+
+    def _queue(self, request: Request) -> int:
+        self.scheduler.add(request)
+        self._requests[request.id] = request
+        self._next_id += 1
+        return request.id
+
+    def _settle(self, step: Step, logits_NV: Tensor) -> list[Delta]:
+        """Tokens from logits, for every sequence that has reached its end."""
+        plain = any(w.samples and is_plain(w.sequence) for w in step.work)
+        likeliest: list[int] = logits_NV.argmax(dim=-1).tolist() if plain else []
+        deltas: list[Delta] = []
+        rows = 0
+        for work in step.work:
+            _report_progress(work)
+            first, rows = rows, rows + work.samples
+            group = work.sequence.group
+            if group is not None:  # lanes lie side by side: the last one speaks for all
+                if work.samples and work.sequence is group.lanes[-1]:
+                    deltas += self._advance_beams(group, logits_NV[rows - len(group.lanes) : rows])
+            elif work.samples:
+                best = likeliest[first:rows] if is_plain(work.sequence) else None
+                deltas.append(self._extend(work.sequence, logits_NV[first:rows], best))
+        return deltas
+
+    def _extend(self, sequence: Sequence, logits_NV: Tensor, likeliest: list[int] | None) -> Delta:
+        new = extend(sequence, logits_NV, likeliest)
+        sequence.kv.truncate(sequence.length - 1)  # what was computed for wrong guesses
+        sequence.num_computed = sequence.kv.length
+        if sequence.hooks.on_tokens is not None:
+            sequence.hooks.on_tokens(sequence, new)
+        if sequence.status == "finished":
+            return self._close(sequence, tuple(new))
+        return Delta(sequence.id, tuple(new))
+
+    def _advance_beams(self, search: BeamSearch, logits_NV: Tensor) -> list[Delta]:
+        search.advance(logits_NV)
+        if search.result is None:
+            return []
+        return [self._close(search, search.result.token_ids[0])]
+
+    def _close(self, request: Request, token_ids: tuple[int, ...]) -> Delta:
+        """Let go of a finished request; its last delta."""
+        self.scheduler.remove(request)
+        del self._requests[request.id]
+        extras: dict[str, object] = {}
+        if isinstance(request, BeamSearch):
+            extras["beams"] = request.result
+            sequence = request.leader
+        else:
+            sequence = request
+        if not sequence.keep_kv:
+            sequence.kv = None
+        sequence.vision.clear()
+        return Delta(request.id, token_ids, request.finish_reason, {**extras, "sequence": sequence})
+
+    def _drop(self, step: Step) -> None:
+        for request in {id(r): r for r in (w.sequence.group or w.sequence for w in step.work)}.values():
+            self.scheduler.remove(request)
+            self._requests.pop(request.id, None)
+
+
+def _report_progress(work: Work) -> None:
+    sequence = work.sequence
+    if work.start < sequence.prompt_length and sequence.hooks.progress is not None:
+        sequence.hooks.progress(work.start + work.count, sequence.prompt_length)

@@ -1,0 +1,217 @@
+"""One step through the network: packs what the scheduler chose, and hands back rows of logits.
+
+Owns the network and makes the tensors; decides nothing. A prompt in one piece or in chunks, alone or beside
+others, goes through the same few lines.
+
+Legend: T packed tokens of a step, D width, N rows that tokens are drawn from, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from qvl.engine.kv import SequenceKV, cached_attends
+from qvl.engine.scheduler import Step
+from qvl.engine.sequence import Sequence
+from qvl.engine.vision import check_media, encode_media, forget_media, vision_rows
+from qvl.errors import CacheError, NonFiniteError, PromptError, PromptTooLongError
+from qvl.ops.attention import get_backend
+from qvl.types import Prompt
+
+if TYPE_CHECKING:
+    from qvl.network.vlm import CausalLM
+
+FIRST_ROOM = 256  # new tokens that a cache has room for from the start; more are made as they come
+
+
+class Runner:
+    """Runs steps on one network. Everything that lasts beyond a step is on the sequences."""
+
+    def __init__(self, network: CausalLM) -> None:
+        self.network = network
+        self.decoder = network.model.language_model
+        self.backend = get_backend(self.decoder.attention_backend)
+        self.windows = self.decoder.windows
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go in and logits are read. Offloaded weights are placed by whoever offloads them."""
+        device = self.decoder.embed_tokens.weight.device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.config.vocab_size
+
+    @property
+    def can_guess(self) -> bool:
+        """Whether several tokens of a sequence may be run at once without changing any of them.
+
+        Not where the rotary frequencies follow the length: each token then has its own.
+        """
+        return not self.decoder.rotary.follows_length
+
+    def admit(self, sequence: Sequence, kv: SequenceKV | None) -> None:
+        """Check a new sequence against the network and give it a cache: ``kv``, or a new one.
+
+        Raises PromptError, PromptTooLongError, PlaceholderMismatchError or CacheError.
+        """
+        self._check_prompt(sequence.prompt, sequence.prompt_length)
+        needed = sequence.prompt_length + sequence.params.max_new_tokens - 1
+        if kv is None:
+            kv = self._new_kv(min(needed, sequence.prompt_length + FIRST_ROOM))
+        self._check_kv(kv, sequence.prompt_length, needed)
+        sequence.kv = kv
+        sequence.num_computed = kv.length
+
+    def run(self, step: Step) -> Tensor:
+        """Advance every sequence of the step; logits (N, V), float32, N = the sum of ``work.samples``.
+
+        Rows come in the order of ``step.work``. Raises NonFiniteError before any of them is used.
+        """
+        rows_NV = self._forward(step)
+        # Copied outside inference mode: hooks and callers get ordinary tensors that they may write into.
+        logits_NV = rows_NV.to(device=self.device, dtype=torch.float32, copy=True)
+        if not bool(torch.isfinite(logits_NV.sum())):
+            raise NonFiniteError(
+                "The text decoder output is not finite (NaN or infinity in the logits): the weights hold such "
+                "numbers, or float16 overflowed; check the checkpoint or load it in bfloat16 or float32."
+            )
+        return logits_NV
+
+    @torch.inference_mode()
+    def _forward(self, step: Step) -> Tensor:
+        work = step.work
+        lengths = [w.count for w in work]
+        kvs = [w.sequence.kv for w in work]
+        encode_media(self.network.model, step)
+        hidden_TD = self.decoder.packed(
+            self._embeddings(step),
+            self._positions(step),
+            cached_attends(self.backend, kvs, lengths, self.windows),
+            lengths=tuple(lengths),
+            extents=[_extent(w.sequence, w.start + w.count) for w in work],
+        )
+        for w in work:
+            w.sequence.kv.advance(w.count)
+            w.sequence.num_computed += w.count
+            forget_media(w)
+        return self.network.logits(_sampled_rows(hidden_TD, step))
+
+    def _embeddings(self, step: Step) -> Tensor:
+        ids = [token for w in step.work for token in w.sequence.ids(w.start, w.count)]
+        vision = vision_rows(step, len(ids))
+        ids_T = torch.tensor(ids, device=self.device)
+        if vision is None:
+            x_TD = self.network.model.embed(ids_T)
+        else:
+            vision_ND, mask_T = vision
+            x_TD = self.network.model.embed(ids_T, vision_ND, mask_T.to(self.device))
+        return self._with_given(x_TD, step, None if vision is None else vision[1])
+
+    def _with_given(self, x_TD: Tensor, step: Step, vision_mask_T: Tensor | None) -> Tensor:
+        """Where a prompt brings embeddings of its own, they stand in for those of its ids."""
+        offset = sum(w.count for w in step.decodes)
+        for w in step.chunks:
+            given_TD = w.sequence.prompt.embeds_TD
+            here = slice(offset, offset + w.count)
+            offset += w.count
+            if given_TD is None:
+                continue
+            rows_TD = given_TD[w.start : w.start + w.count].to(x_TD)
+            if vision_mask_T is not None:
+                keep_T1 = vision_mask_T[here, None].to(x_TD.device)
+                rows_TD = torch.where(keep_T1, x_TD[here], rows_TD)
+            x_TD[here] = rows_TD
+        return x_TD
+
+    def _positions(self, step: Step) -> Tensor:
+        """(3, T). A decoded token stands at the same place on all three axes."""
+        decoded = [
+            w.start + i + w.sequence.prompt.rope_delta for w in step.decodes for i in range(w.count)
+        ]
+        positions_3T = torch.tensor(decoded, dtype=torch.long).expand(3, -1)
+        if step.chunks:
+            pieces = [w.sequence.prompt.positions_3T[:, w.start : w.start + w.count] for w in step.chunks]
+            positions_3T = torch.cat([positions_3T, *(p.to("cpu") for p in pieces)], dim=1)
+        return positions_3T.to(self.device)
+
+    def _new_kv(self, capacity: int) -> SequenceKV:
+        config = self.decoder.config
+        return SequenceKV(
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            dtype=self.decoder.embed_tokens.weight.dtype,
+            device=self.device,
+            capacity=capacity,
+        )
+
+    def _check_prompt(self, prompt: Prompt, length: int) -> None:
+        ids, given = prompt.token_ids, prompt.embeds_TD
+        if not length:
+            raise PromptError("The prompt is empty: give at least one token to continue.")
+        if len(ids) != length and (given is None or len(ids)):
+            raise PromptError(f"The prompt has {len(ids)} token ids, but positions for {length} tokens.")
+        if given is not None and given.shape[0] != length:
+            raise PromptError(f"The prompt has {given.shape[0]} embeddings, but positions for {length} tokens.")
+        if len(ids) and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            raise PromptError(
+                f"Token id {wrong} is not in the vocabulary of {self.vocab_size}: tokenizer and model do not "
+                "belong together."
+            )
+        positions, most = length + prompt.rope_delta, self.most_positions
+        if positions > most:
+            raise PromptTooLongError(
+                f"The prompt takes {positions} positions, but the model was made for {most} "
+                "(max_position_embeddings); shorten the text, or use fewer or smaller pictures."
+            )
+        check_media(prompt, self.network.model.visual.spatial_merge_size)
+
+    @property
+    def most_positions(self) -> int:
+        """``max_position_embeddings``, or what a scaled rotary embedding stretches it to."""
+        config = self.decoder.config
+        scaling = config.rope_scaling or {}
+        origin = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+        return max(config.max_position_embeddings, int(origin * (scaling.get("factor") or 1)))
+
+    def _check_kv(self, kv: SequenceKV, prompt_length: int, needed: int) -> None:
+        config = self.decoder.config
+        ours = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+        theirs = (kv.num_layers, kv.num_kv_heads, kv.head_dim)
+        if theirs != ours:
+            raise CacheError(
+                f"The cache was made for another model: it has (layers, key/value heads, head width) = {theirs}, "
+                f"this model {ours}."
+            )
+        if kv.length >= prompt_length:
+            raise CacheError(
+                f"The cache already holds {kv.length} tokens, but the prompt has only {prompt_length}: give the "
+                "whole conversation so far and at least one token more."
+            )
+        if kv.max_capacity is not None and needed > kv.max_capacity:
+            raise CacheError(
+                f"The cache holds at most {kv.max_capacity} tokens, but prompt and answer may need {needed}; "
+                "make the cache longer or max_new_tokens smaller."
+            )
+
+
+def _extent(sequence: Sequence, end: int) -> int:
+    """Largest position + 1 that decides length-dependent frequencies: a prompt counts as a whole."""
+    return max(end, sequence.prompt_length) + sequence.prompt.rope_delta
+
+
+def _sampled_rows(hidden_TD: Tensor, step: Step) -> Tensor:
+    rows: list[int] = []
+    end = 0
+    for w in step.work:
+        end += w.count
+        rows.extend(range(end - w.samples, end))
+    if len(rows) == hidden_TD.shape[0]:
+        return hidden_TD
+    return hidden_TD[torch.tensor(rows, dtype=torch.long, device=hidden_TD.device)]

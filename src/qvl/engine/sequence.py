@@ -1,0 +1,130 @@
+"""One request on its way through the engine: everything that belongs to it, and to it alone.
+
+Plain bookkeeping without torch, so that the scheduler can be read and tested without tensors. The fields
+``kv``, ``sampler`` and ``vision`` belong to the runner and the sampler; nothing here looks inside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as SequenceOf
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from qvl.engine.lookup import PromptLookup
+from qvl.types import FinishReason, Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Status = Literal["waiting", "running", "finished"]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller wants to see or to decide while a sequence grows. Every hook may be absent.
+
+    Inside a hook ``sequence.output_ids`` holds the new tokens so far. Score tensors have shape (1, V),
+    float32, V the vocabulary; a hook that changes them in place changes what follows.
+    """
+
+    # Changes the scores after the built-in penalties and before temperature, top-k and the like.
+    process: Callable[[Sequence, Tensor], Tensor] | None = None
+    # Asked after every new token with the scores it was drawn from; True ends the sequence ("stop").
+    stop: Callable[[Sequence, Tensor], bool] | None = None
+    # Sees the raw logits and the processed scores of every new token (before the token is appended).
+    record: Callable[[Sequence, Tensor, Tensor], None] | None = None
+    # Gets the tokens that one engine step added, in order.
+    on_tokens: Callable[[Sequence, SequenceOf[int]], None] | None = None
+    # Gets (done, total) tokens of the prompt after every chunk of it.
+    progress: Callable[[int, int], None] | None = None
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A prompt and the tokens that follow it.
+
+    Tokens are counted from the first of the prompt. ``num_computed`` of them have keys and values;
+    ``draft_ids`` are guesses behind the last token, checked in the next step.
+    """
+
+    id: int
+    prompt: Prompt
+    params: SamplingParams
+    hooks: Hooks = field(default_factory=Hooks)
+    keep_kv: bool = False
+    output_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    status: Status = "waiting"
+    finish_reason: FinishReason | None = None
+    draft_ids: tuple[int, ...] = ()
+    lookup: PromptLookup | None = None
+    group: Any = None  # the beam search that this sequence is a beam of
+    kv: Any = None
+    sampler: Any = None
+    vision: dict[int, Any] = field(default_factory=dict)  # index of a medium -> its embeddings
+
+    width = 1  # sequences that one scheduled request can bring into a step
+
+    @property
+    def lanes(self) -> tuple[Sequence, ...]:
+        """What the scheduler runs together: here, the sequence itself."""
+        return (self,)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt, from its positions: a prompt of embeddings may come without ids."""
+        return int(self.prompt.positions_3T.shape[1])
+
+    @property
+    def length(self) -> int:
+        return self.prompt_length + len(self.output_ids)
+
+    @property
+    def prefilling(self) -> bool:
+        return self.num_computed < self.prompt_length
+
+    @property
+    def room(self) -> int:
+        """New tokens that may still come."""
+        return self.params.max_new_tokens - len(self.output_ids)
+
+    def ids(self, start: int, count: int) -> list[int]:
+        """``count`` tokens from ``start`` on: all in the prompt, or all behind it (output, then drafts)."""
+        if start >= self.prompt_length:
+            start -= self.prompt_length
+            tail = self.output_ids[start : start + count]
+            return tail + list(self.draft_ids[: count - len(tail)])
+        if not self.prompt.token_ids:
+            return [0] * count  # embeddings without ids: nothing is looked up
+        return list(self.prompt.token_ids[start : start + count])
+
+    def propose(self, limit: int) -> None:
+        """Guess at most ``limit`` tokens ahead, where lookup is on; the last token is never guessed at."""
+        self.draft_ids = ()
+        if self.lookup is not None:
+            wanted = min(self.params.prompt_lookup_num_tokens, self.room - 1, limit)
+            self.draft_ids = self.lookup.draft(wanted)
+
+    def append(self, token: int) -> None:
+        """Take one new token and see whether an end-of-sequence id or the length ends here."""
+        self.output_ids.append(token)
+        if self.lookup is not None:
+            self.lookup.append(token)
+        if token in self.params.eos_token_ids:
+            self.finish("stop")
+        elif self.room <= 0:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason) -> None:
+        self.status = "finished"
+        self.finish_reason = reason
+
+    def fork(self) -> Sequence:
+        """A twin with its own tokens, keys and values: from here on the two may differ."""
+        return replace(
+            self,
+            output_ids=list(self.output_ids),
+            kv=self.kv.copy(),
+            sampler=self.sampler.fork(),
+            vision={},
+        )

@@ -1,0 +1,103 @@
+"""The vision tower and the text decoder together, and the head that turns hidden states into logits.
+
+Packed entry points only: padded batches, caches and generation live above. The documented classes subclass
+these and put themselves into ``tower_class``, ``decoder_class`` and ``backbone_class``.
+
+Legend: T tokens, D width, P patches, C values in one patch, N merged vision tokens (or rows to score),
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from qvl.errors import NonFiniteError, PlaceholderMismatchError
+from qvl.network.layers import initialise
+from qvl.network.text import TextDecoder
+from qvl.network.vision import VisionTower
+from qvl.types import Grid
+
+if TYPE_CHECKING:
+    from qvl.config import Qwen2_5_VLConfig
+
+
+class VisionLanguageModel(nn.Module):
+    """``visual`` and ``language_model`` under the names of the newer checkpoint layout."""
+
+    tower_class: type[VisionTower] = VisionTower
+    decoder_class: type[TextDecoder] = TextDecoder
+
+    def __init__(self, config: Qwen2_5_VLConfig) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.visual = self.tower_class(config.vision_config)
+        self.language_model = self.decoder_class(config.text_config)
+
+    def init_weights(self) -> None:
+        """Random weights for training from nothing, each part by its own config's ``initializer_range``."""
+        self.visual.init_weights()
+        self.language_model.init_weights()
+
+    def encode(self, patches_PC: Tensor, grids: Tensor | Iterable[Grid] | Iterable[Sequence[int]]) -> Tensor:
+        """Embeddings (N, D) of pictures or videos, checked to be finite.
+
+        Raises NonFiniteError: overflow in half precision or broken weights would surface as nonsense text.
+        """
+        embeds_ND = self.visual(patches_PC, grids)
+        if not bool(torch.isfinite(embeds_ND).all()):
+            raise NonFiniteError(
+                f"The vision tower gave NaN or infinite values in {embeds_ND.dtype}; "
+                "load the model in bfloat16 or float32, and check that its weights are finite."
+            )
+        return embeds_ND
+
+    def embed(
+        self, ids_T: Tensor, vision_ND: Tensor | None = None, vision_mask_T: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings (T, D): looked up by id, and in the masked places taken from ``vision_ND`` in order.
+
+        Raises PlaceholderMismatchError if the mask does not have one place per vision embedding.
+        """
+        x_TD = self.language_model.embed_tokens(ids_T)
+        if vision_ND is None or vision_mask_T is None:
+            return x_TD
+        places = int(vision_mask_T.sum())
+        if places != len(vision_ND):
+            raise PlaceholderMismatchError(
+                f"The prompt has {places} placeholder tokens, but the media have {len(vision_ND)} "
+                "embeddings; make both with the same processor call."
+            )
+        return x_TD.masked_scatter(vision_mask_T[:, None], vision_ND.to(x_TD))
+
+
+class CausalLM(nn.Module):
+    """The backbone under ``model``, and ``lm_head``, tied to the embeddings where the config says so."""
+
+    backbone_class: type[VisionLanguageModel] = VisionLanguageModel
+
+    def __init__(self, config: Qwen2_5_VLConfig) -> None:
+        super().__init__()
+        self.config: Any = config
+        text = config.text_config
+        self.model = self.backbone_class(config)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make head and embeddings one parameter, if tied: again after parameters have been replaced."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.language_model.embed_tokens.weight
+
+    def init_weights(self) -> None:
+        """Random weights for training from nothing."""
+        self.model.init_weights()
+        if not self.config.tie_word_embeddings:
+            initialise(self.lm_head, self.config.text_config.initializer_range)
+
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """Scores (N, V) of the token after each given hidden state."""
+        return self.lm_head(x_ND)

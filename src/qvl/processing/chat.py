@@ -1,0 +1,247 @@
+"""Chat templates: finds them beside a checkpoint and renders messages with them, in a sandbox.
+
+A template is a program from the internet, so it runs in jinja's immutable sandbox. Messages are guarded before
+rendering (see inert.py), so what comes out is a MarkedText. This module knows no tokens and opens no media.
+
+The environment offers what templates on the hub rely on: trimmed blocks, ``tojson`` without HTML escapes,
+``raise_exception``, ``strftime_now``, loop controls and ``{% generation %}`` blocks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from qvl.errors import InputTypeError, PromptError, UnknownNameError
+from qvl.processing.inert import Guard, MarkedText, Marks
+from qvl.processing.tokenizer_files import read_json
+from qvl.processing.tools import tool_schema
+
+Message = Mapping[str, Any]
+Templates = str | dict[str, str] | None
+
+# Names by which {% generation %} finds its marks in the render context.
+OPENING, CLOSING = "_generation_opening", "_generation_closing"
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """What a template is given besides the messages. ``variables`` are further names for it to use."""
+
+    tools: Sequence[dict[str, Any] | Callable[..., Any]] | None = None
+    documents: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = False
+    continue_final_message: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise PromptError(
+                "continue_final_message goes on with the last message and add_generation_prompt starts a new one: "
+                "give only one of them"
+            )
+        if not all(isinstance(document, Mapping) for document in self.documents or ()):
+            raise InputTypeError("documents must be dicts, with 'title' and 'text'")
+
+
+def render(
+    conversation: Sequence[Message],
+    template: str,
+    options: RenderOptions | None = None,
+    special_tokens: Sequence[str] = (),
+) -> MarkedText:
+    """One conversation as text. ``special_tokens`` that are typed inside messages stay typed text.
+
+    Raises PromptError for messages of another form, and where the template does.
+    """
+    options = options or RenderOptions()
+    check_conversation(conversation)
+    tools = [tool_schema(tool) for tool in options.tools] if options.tools is not None else None
+    documents = options.documents
+    marks = Marks.absent_from(conversation, tools, documents, template, options.variables)
+    guard = Guard(special_tokens, marks.inert)
+    messages = guard.protect(conversation)
+    final = _mark_final_text(messages, marks.final) if options.continue_final_message else None
+    text = _run(
+        template,
+        {
+            "messages": messages,
+            "tools": guard.protect(tools),
+            "documents": guard.protect(documents),
+            "add_generation_prompt": options.add_generation_prompt,
+            OPENING: marks.opening,
+            CLOSING: marks.closing,
+            **options.variables,
+        },
+        marks,
+    )
+    if final is not None:
+        text = _cut_after(text, final, marks.final)
+    return MarkedText(text, marks)
+
+
+def check_conversation(conversation: Any) -> None:
+    """PromptError unless this is a list of messages with roles and contents that a template can read."""
+    if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
+        raise PromptError(
+            "A conversation must be a list of messages such as {'role': 'user', 'content': '...'}"
+        )
+    for index, message in enumerate(conversation):
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise PromptError(
+                f"Message {index} must be a dict with 'role' and 'content', not {message!r:.80}"
+            )
+        content = message.get("content")
+        if content is None or isinstance(content, str):
+            continue
+        if not isinstance(content, Sequence) or not all(isinstance(item, Mapping) for item in content):
+            raise PromptError(
+                f"The content of message {index} must be a string or a list of dicts such as "
+                "{'type': 'text', 'text': '...'} and {'type': 'image', 'path': '...'}"
+            )
+
+
+def is_batch(conversation: Any) -> bool:
+    """Whether this is a list of conversations rather than one."""
+    return (
+        isinstance(conversation, list | tuple)
+        and bool(conversation)
+        and isinstance(conversation[0], list | tuple)
+    )
+
+
+def choose_template(templates: Templates, asked: str | None, *, tools: bool = False) -> str:
+    """The template to use: ``asked`` (a name among ``templates``, or itself a template), or the default one."""
+    if isinstance(templates, dict):
+        if asked is None:
+            asked = "tool_use" if tools and "tool_use" in templates else "default"
+            if asked not in templates:
+                raise UnknownNameError(
+                    f"There is no template named 'default'; pass chat_template= one of {sorted(templates)}"
+                )
+        return templates.get(asked, asked)
+    template = asked if asked is not None else templates
+    if template is None:
+        raise PromptError("There is no chat template here: set chat_template or pass chat_template=")
+    return template
+
+
+def read_templates(folder: Path, *, legacy: bool) -> Templates:
+    """The templates in files of their own, None where there are none.
+
+    ``legacy``: chat_template.json (of processors; the released checkpoints have it) counts and wins.
+    """
+    if legacy and (path := folder / "chat_template.json").is_file():
+        return normal_templates(read_json(path).get("chat_template"))
+    found = {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in folder.glob("additional_chat_templates/*.jinja")
+    }
+    if (path := folder / "chat_template.jinja").is_file():
+        found["default"] = path.read_text(encoding="utf-8")
+    return normal_templates(found or None)
+
+
+def normal_templates(value: Any) -> Templates:
+    """A template, or templates by name, from any of the forms that config files use."""
+    if isinstance(value, list):
+        value = {item["name"]: item["template"] for item in value}
+    if isinstance(value, dict) and set(value) == {"default"}:
+        return cast(str, value["default"])
+    return cast(Templates, value)
+
+
+def _mark_final_text(messages: list[dict[str, Any]], mark: str) -> str:
+    """Puts ``mark`` and a space after the last text of the last message, in place; returns that text.
+
+    The space tells whether the template trims what it writes.
+    """
+    message = messages[-1]
+    holder, key = message, "content"
+    if isinstance(message.get("content"), list):
+        texts = [item for item in message["content"] if "text" in item]
+        if not texts:
+            raise PromptError("continue_final_message needs a text in the last message")
+        holder, key = texts[-1], "text"
+    if not isinstance(holder.get(key), str):
+        raise PromptError("continue_final_message needs a text in the last message")
+    text = holder[key]
+    holder[key] = f"{text}{mark} "
+    return text
+
+
+def _cut_after(rendered: str, final: str, mark: str) -> str:
+    """What stands before the mark; without trailing space where the template trimmed the message."""
+    end = rendered.rfind(mark)
+    if end < 0 or final.strip() not in rendered:
+        raise PromptError(
+            "The chat template changes the last message, so it cannot be continued: "
+            "start a new one with add_generation_prompt=True instead"
+        )
+    kept = rendered[:end] if rendered.startswith(f"{mark} ", end) else rendered[:end].rstrip()
+    return kept.replace(mark, "")
+
+
+def _run(template: str, context: dict[str, Any], marks: Marks) -> str:
+    def to_json(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
+        text = json.dumps(value, ensure_ascii=ensure_ascii, **layout)
+        for mark in (marks.inert, marks.final):  # ASCII escapes would hide the marks
+            text = text.replace(json.dumps(mark)[1:-1], mark) if ensure_ascii else text
+        return text
+
+    compiled = _compile(template)
+    try:
+        return compiled.render(context, _to_json=to_json)
+    except Exception as error:  # whatever a foreign program may raise
+        raise PromptError(
+            f"The chat template refused the messages: {type(error).__name__}: {error}"
+        ) from error
+
+
+@lru_cache(maxsize=32)
+def _compile(template: str) -> jinja2.Template:
+    """Compiling takes milliseconds, and servers render one template again and again; compiled ones hold no state."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlocks, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson_filter
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateError as error:
+        raise PromptError(f"The chat template cannot be read: {error}") from error
+
+
+class GenerationBlocks(Extension):
+    """``{% generation %}...{% endgeneration %}`` around what the assistant writes: puts marks around it."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja's own form)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        first, last = (
+            nodes.Output([nodes.Name(name, "load")]).set_lineno(line) for name in (OPENING, CLOSING)
+        )
+        return [first, *body, last]
+
+
+@jinja2.pass_context
+def _tojson_filter(context: jinja2.runtime.Context, value: Any, **options: Any) -> str:
+    return context["_to_json"](value, **options)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
