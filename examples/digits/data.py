@@ -83,6 +83,30 @@ class Distortion:
     noise: float = 0.0
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """``pixels``: uint8 (B, 3, H, W). ``x_BK``, ``y_BK``: middles of the digits, ``side_B``: their size, in pixels."""
+
+    pixels: Tensor
+    x_BK: Tensor
+    y_BK: Tensor
+    side_B: Tensor
+
+    def covering(self, labels_BK: Tensor, counts_B: Tensor, cell: int, nothing: int) -> Tensor:
+        """For each ``cell`` x ``cell`` square, row by row: the label of the digit at its middle, or ``nothing``."""
+        height, width = self.pixels.shape[-2:]
+        y, x = torch.meshgrid(
+            torch.arange(cell / 2, height, cell), torch.arange(cell / 2, width, cell), indexing="ij"
+        )
+        side = self.side_B[:, None, None]
+        across = (x.flatten()[:, None] - self.x_BK[:, None]).abs() / side
+        down = (y.flatten()[:, None] - self.y_BK[:, None]).abs() / side
+        absent = torch.arange(MAX_DIGITS) >= counts_B[:, None]
+        distance, nearest = across.masked_fill(absent[:, None], torch.inf).min(dim=-1)
+        hit = (distance < 0.42) & (down[..., 0] < 0.5)
+        return torch.where(hit, labels_BK.gather(1, nearest), nothing).flatten()
+
+
 TRAINING = Distortion(turn=0.22, shear=0.25, stretch=0.16, elastic=0.05, stroke=0.12, noise=0.06)
 FAITHFUL = Distortion()
 
@@ -112,7 +136,7 @@ def draw_pictures(
 ) -> Tensor:
     """Pictures of ``size`` (height, width), each showing its first ``counts_B`` scans from left to right.
 
-    Place, size, colours and the light on the paper are drawn at random. Returns uint8 (B, 3, H, W).
+    Place, size, colours and the light on the paper are drawn at random.
     """
     height, width = size
     x_BK, y_BK, side_B = place_digits(counts_B, height, width, generator)
@@ -123,7 +147,8 @@ def draw_pictures(
         columns_BWS = resampling(x_BK[:, k], side_B, width)
         layer_BHW = rows_BHS @ scan_BSS @ columns_BWS.mT
         ink_BHW = torch.maximum(ink_BHW, layer_BHW * (counts_B > k)[:, None, None])
-    return colour(thicken(ink_BHW, distortion, generator), distortion, generator)
+    pixels = colour(thicken(ink_BHW, distortion, generator), distortion, generator)
+    return Drawn(pixels, x_BK, y_BK, side_B)
 
 
 def resampling(centre_B: Tensor, side_B: Tensor, length: int) -> Tensor:
@@ -186,7 +211,7 @@ def thicken(ink_BHW: Tensor, distortion: Distortion, generator: torch.Generator)
 
 
 def colour(ink_BHW: Tensor, distortion: Distortion, generator: torch.Generator) -> Tensor:
-    """Ink and paper of random, well contrasting colours, the light falling off to one side: uint8 (B, 3, H, W)."""
+    """Ink and paper of random, well contrasting colours, the light falling off to one side."""
     batch, height, width = ink_BHW.shape
     bright = uniform((batch, 1), 0.7, 1.0, generator) + uniform((batch, 3), -0.12, 0.12, generator)
     dark = uniform((batch, 1), 0.0, 0.3, generator) + uniform((batch, 3), -0.12, 0.12, generator)

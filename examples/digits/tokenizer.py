@@ -13,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 
+from examples.digits.data import QUESTIONS, SINGLE_DIGIT_QUESTIONS
 from tokenizers import (
     AddedToken,
     Regex,
@@ -24,8 +25,6 @@ from tokenizers import (
     processors,
     trainers,
 )
-
-from examples.digits.data import QUESTIONS, SINGLE_DIGIT_QUESTIONS
 
 ORDINARY_TOKENS = 480  # and 22 added ones; the embedding has 512 rows
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

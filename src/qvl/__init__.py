@@ -11,7 +11,42 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "qvl.config": ["Qwen2_5_VLConfig", "Qwen2_5_VLTextConfig", "Qwen2_5_VLVisionConfig", "AutoConfig"],
+    "qvl.config": ["AutoConfig", "Qwen2_5_VLConfig", "Qwen2_5_VLTextConfig", "Qwen2_5_VLVisionConfig"],
+    "qvl.processing.features": ["BatchFeature"],
+    "qvl.processing.image": ["Qwen2VLImageProcessor", "smart_resize"],
+    "qvl.processing.video": ["Qwen2VLVideoProcessor", "Qwen2_5_VLVideoProcessor"],
+    "qvl.processing.tokenizer": ["Qwen2TokenizerFast"],
+    "qvl.processing.processor": ["Qwen2_5_VLProcessor"],
+    "qvl.processing.grounding": ["Box", "Point"],
+    "qvl.weights.quantize": ["TorchAoConfig"],
+    "qvl.generation": [
+        "GenerationConfig",
+        "LogitsProcessor",
+        "LogitsProcessorList",
+        "StoppingCriteria",
+        "StoppingCriteriaList",
+        "TextIteratorStreamer",
+        "TextStreamer",
+    ],
+    "qvl.outputs": [
+        "BaseModelOutputWithPast",
+        "GenerateBeamDecoderOnlyOutput",
+        "GenerateDecoderOnlyOutput",
+        "ModelOutput",
+        "Qwen2_5_VLCausalLMOutputWithPast",
+        "Qwen2_5_VLModelOutputWithPast",
+    ],
+    "qvl.modeling": [
+        "Cache",
+        "DynamicCache",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen2_5_VLModel",
+        "Qwen2_5_VLTextModel",
+        "StaticCache",
+    ],
+    "qvl.auto": ["AutoModel", "AutoModelForImageTextToText", "AutoProcessor", "AutoTokenizer"],
+    "qvl.pipelines": ["pipeline"],
+    "qvl.errors": ["QvlError"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

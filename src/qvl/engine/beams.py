@@ -49,7 +49,9 @@ class BeamParams:
                 f"({self.num_beams})."
             )
         if self.early_stopping not in (True, False, "never"):
-            raise GenerationError(f'early_stopping must be True, False or "never", not {self.early_stopping!r}.')
+            raise GenerationError(
+                f'early_stopping must be True, False or "never", not {self.early_stopping!r}.'
+            )
 
 
 @dataclass(frozen=True, eq=False)

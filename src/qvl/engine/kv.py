@@ -41,7 +41,9 @@ class SequenceKV:
         max_capacity: int | None = None,
     ) -> None:
         if max_capacity is not None and capacity > max_capacity:
-            raise CacheError(f"A cache of at most {max_capacity} tokens cannot start with room for {capacity}.")
+            raise CacheError(
+                f"A cache of at most {max_capacity} tokens cannot start with room for {capacity}."
+            )
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.max_capacity = max_capacity

@@ -130,9 +130,7 @@ class Runner:
 
     def _positions(self, step: Step) -> Tensor:
         """(3, T). A decoded token stands at the same place on all three axes."""
-        decoded = [
-            w.start + i + w.sequence.prompt.rope_delta for w in step.decodes for i in range(w.count)
-        ]
+        decoded = [w.start + i + w.sequence.prompt.rope_delta for w in step.decodes for i in range(w.count)]
         positions_3T = torch.tensor(decoded, dtype=torch.long).expand(3, -1)
         if step.chunks:
             pieces = [w.sequence.prompt.positions_3T[:, w.start : w.start + w.count] for w in step.chunks]
@@ -157,7 +155,9 @@ class Runner:
         if len(ids) != length and (given is None or len(ids)):
             raise PromptError(f"The prompt has {len(ids)} token ids, but positions for {length} tokens.")
         if given is not None and given.shape[0] != length:
-            raise PromptError(f"The prompt has {given.shape[0]} embeddings, but positions for {length} tokens.")
+            raise PromptError(
+                f"The prompt has {given.shape[0]} embeddings, but positions for {length} tokens."
+            )
         if len(ids) and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             wrong = min(ids) if min(ids) < 0 else max(ids)
             raise PromptError(

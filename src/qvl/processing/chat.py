@@ -1,7 +1,7 @@
 """Chat templates: finds them beside a checkpoint and renders messages with them, in a sandbox.
 
-A template is a program from the internet, so it runs in jinja's immutable sandbox. Messages are guarded before
-rendering (see inert.py), so what comes out is a MarkedText. This module knows no tokens and opens no media.
+A template is a program from the internet, so it runs in jinja's immutable sandbox. Messages are guarded
+before rendering (see inert.py), so what comes out is a MarkedText. It knows no tokens and opens no media.
 
 The environment offers what templates on the hub rely on: trimmed blocks, ``tojson`` without HTML escapes,
 ``raise_exception``, ``strftime_now``, loop controls and ``{% generation %}`` blocks.
@@ -48,8 +48,8 @@ class RenderOptions:
     def __post_init__(self) -> None:
         if self.continue_final_message and self.add_generation_prompt:
             raise PromptError(
-                "continue_final_message goes on with the last message and add_generation_prompt starts a new one: "
-                "give only one of them"
+                "continue_final_message goes on with the last message and add_generation_prompt starts a new "
+                "one: give only one of them"
             )
         if not all(isinstance(document, Mapping) for document in self.documents or ()):
             raise InputTypeError("documents must be dicts, with 'title' and 'text'")
@@ -122,7 +122,7 @@ def is_batch(conversation: Any) -> bool:
 
 
 def choose_template(templates: Templates, asked: str | None, *, tools: bool = False) -> str:
-    """The template to use: ``asked`` (a name among ``templates``, or itself a template), or the default one."""
+    """The template to use: ``asked`` (one of the names, or itself a template) or the default one."""
     if isinstance(templates, dict):
         if asked is None:
             asked = "tool_use" if tools and "tool_use" in templates else "default"
@@ -211,7 +211,7 @@ def _run(template: str, context: dict[str, Any], marks: Marks) -> str:
 
 @lru_cache(maxsize=32)
 def _compile(template: str) -> jinja2.Template:
-    """Compiling takes milliseconds, and servers render one template again and again; compiled ones hold no state."""
+    """Compiling takes milliseconds and servers render one template again and again. Holds no state."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlocks, loopcontrols]
     )

@@ -25,7 +25,7 @@ class SamplingRule:
     """How many frames to take and how to spread them.
 
     Either ``fps`` (frames per second of video) or ``num_frames``; with neither every frame is taken.
-    ``min_frames`` and ``max_frames`` bound what ``fps`` leads to. Counts are multiples of
+    ``min_frames`` and ``max_frames`` bound what ``fps`` leads to (``max_frames`` wins). Counts are multiples of
     ``temporal_patch_size`` where the video has that many. ``method``: "uniform" takes frame floor(i * T / n),
     "linspace" rounds n points from the first frame to the last, as qwen-vl-utils does.
     """
@@ -44,9 +44,9 @@ class SamplingRule:
             raise InputError(f"fps must be a positive number of frames per second, got {self.fps}")
         if self.num_frames is not None and self.num_frames < 1:
             raise InputError(f"num_frames must be at least 1, got {self.num_frames}")
-        if not 1 <= self.min_frames <= self.max_frames:
+        if self.max_frames < self.temporal_patch_size:
             raise InputError(
-                f"min_frames must be at least 1 and at most max_frames, got {self.min_frames} and {self.max_frames}"
+                f"max_frames must be at least the {self.temporal_patch_size} frames of one patch, got {self.max_frames}"
             )
         if self.method not in FRAME_SAMPLING:
             raise UnknownNameError(f"frame_sampling must be one of {FRAME_SAMPLING}, not {self.method!r}")

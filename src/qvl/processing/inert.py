@@ -1,11 +1,11 @@
 """Keeps what people type text: special tokens in a message never become control tokens.
 
 Before a chat template is rendered, every special token in a caller's string is broken by a mark, a character
-that occurs nowhere in the call. What the template itself writes stays whole. After rendering, marks tell typed
-tokens from real ones; the tokenizer drops them again, so ordinary text has exactly its ordinary ids.
+that occurs nowhere in the call. What the template itself writes stays whole. After rendering, marks tell
+typed tokens from real ones; the tokenizer drops them again, so ordinary text has exactly its ordinary ids.
 
-Special tokens are those that the tokenizer declares special (``<|im_end|>``, ``<|image_pad|>``, ...). Added but
-ordinary tokens (``<tool_call>``) stay usable in messages, where system prompts and replayed answers need them.
+Special tokens are those that the tokenizer declares special (``<|im_end|>``, ``<|image_pad|>``, ...). Added
+but ordinary tokens (``<tool_call>``) stay usable in messages: system prompts and replayed answers need them.
 This module knows strings; it knows no template and no vocabulary.
 """
 
@@ -54,7 +54,7 @@ class MarkedText:
         return self.marked.translate({ord(m): None for m in (marks.inert, marks.opening, marks.closing)})
 
     def with_runs(self, token: str, lengths: Iterator[int]) -> MarkedText:
-        """Every real ``token`` repeated as often as the next of ``lengths`` says; typed ones stay as they are."""
+        """Every real ``token`` repeated as often as the next of ``lengths`` says; typed ones stay."""
         return replace(self, marked=repeat_token(self.marked, token, lengths))
 
     def assistant_spans(self) -> list[tuple[int, int]]:
@@ -106,7 +106,7 @@ class Guard:
         return {token[:n].lower() for token in self.tokens for n in range(1, len(token))}
 
     def protect(self, value: Any) -> Any:
-        """A copy of ``value`` with all strings in it guarded, dict keys too; other objects are passed through.
+        """A copy of ``value`` with all strings in it guarded, dict keys too; other objects stay.
 
         Letter case is ignored, since a template may lower it, and so is trailing space, since it may trim it.
         """

@@ -90,6 +90,23 @@ class Layout:
         return missing + list(row) if self.side == "left" else list(row) + missing
 
 
+def lengths_kept(first: int, second: int | None, room: int, strategy: str) -> tuple[int, int]:
+    """How many tokens of both sequences stay. "longest_first" shortens the longer one until both are even."""
+    other = second or 0
+    excess = first + other - room
+    if excess <= 0:
+        return first, other
+    if strategy == "longest_first" and second is not None:
+        shorter = min(first, other, room // 2)
+        return (shorter, room - shorter) if first <= other else (room - shorter, shorter)
+    cut = other if strategy == "only_second" else first
+    if excess > cut or (strategy == "only_second" and second is None):
+        raise InputError(
+            f"truncation={strategy!r} cannot shorten {cut} tokens by {excess}; use truncation=True"
+        )
+    return (first, other - excess) if strategy == "only_second" else (first - excess, other)
+
+
 def _choice(argument: str, value: Any, offered: Mapping[Any, str | None]) -> str | None:
     value = getattr(value, "value", value)  # transformers' enums carry these strings
     if value not in offered:

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from typing_extensions import Self
-
 from qvl import hub
 from qvl.errors import CheckpointCorruptError, CheckpointNotFoundError, InputError
 
@@ -89,13 +87,6 @@ class SavedSettings:
         path = folder / self.files[0]
         path.write_text(self.to_json_string(), encoding="utf-8")
         return [str(path)]
-
-    def copy(self, **changes: Any) -> Self:
-        """The same processor with other settings."""
-        twin = copy.deepcopy(self)
-        for name, value in changes.items():
-            setattr(twin, name, value)
-        return twin
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"

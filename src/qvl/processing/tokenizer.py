@@ -9,7 +9,8 @@ No call changes the backend's settings, so one tokenizer can serve many threads.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ from qvl.errors import InputError, InputTypeError, PromptError
 from qvl.processing import chat
 from qvl.processing.features import BatchFeature
 from qvl.processing.inert import MarkedText, token_pattern
-from qvl.processing.padding import Layout
+from qvl.processing.padding import Layout, lengths_kept
 from qvl.processing.vocabulary import Vocabulary
 
 # What `clean_up_tokenization_spaces` joins again (the rule is for English and comes from BERT's vocabulary).
 SPACED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+# Where the names of results differ from those of the tokenizers package.
+COLUMNS = MappingProxyType({"ids": "input_ids", "type_ids": "token_type_ids", "offsets": "offset_mapping"})
 Text = str | MarkedText | Sequence[str]
 
 
@@ -52,8 +55,8 @@ class Qwen2TokenizerFast(Vocabulary):
     ) -> BatchFeature:
         """Token ids of one text or a batch, as lists or (``return_tensors``) int64 tensors (B, L).
 
-        ``text``: a string, a list of strings, or lists of words with ``is_split_into_words``. ``padding``: True or
-        "longest", "max_length", False. ``truncation``: True or "longest_first", "only_first", "only_second",
+        ``text``: a string, a list of strings, or lists of words with ``is_split_into_words``. ``padding``:
+        True or "longest", "max_length", False. ``truncation``: True or "longest_first", "only_first", "only_second",
         False. ``max_length`` in tokens. ``offset_mapping`` counts characters. ``split_special_tokens`` reads
         special tokens as plain text.
         """
@@ -66,28 +69,25 @@ class Qwen2TokenizerFast(Vocabulary):
             padding_side or self.padding_side,
             self.model_max_length,
         )
+        split = (is_split_into_words, split_special_tokens)
+        firsts = self._encodings(texts, *split)
+        seconds = self._encodings(pairs, *split) if pairs else [None] * len(texts)
         encodings = [
             self._joined(first, second, add_special_tokens, layout)
-            for first, second in zip(
-                self._encodings(texts, is_split_into_words, split_special_tokens),
-                self._encodings(pairs, is_split_into_words, split_special_tokens)
-                if pairs
-                else [None] * len(texts),
-                strict=True,
-            )
+            for first, second in zip(firsts, seconds, strict=True)
         ]
-        wanted: dict[str, Callable[[Encoding], list[Any]] | None] = {
-            "input_ids": lambda e: e.ids,
-            "token_type_ids": (lambda e: e.type_ids)
-            if self._wants("token_type_ids", return_token_type_ids)
-            else None,
-            "attention_mask": (lambda e: e.attention_mask)
-            if self._wants("attention_mask", return_attention_mask)
-            else None,
-            "special_tokens_mask": (lambda e: e.special_tokens_mask) if return_special_tokens_mask else None,
-            "offset_mapping": (lambda e: e.offsets) if return_offsets_mapping else None,
+        wanted = {
+            "ids": True,
+            "type_ids": self._wants("token_type_ids", return_token_type_ids),
+            "attention_mask": self._wants("attention_mask", return_attention_mask),
+            "special_tokens_mask": return_special_tokens_mask,
+            "offsets": return_offsets_mapping,
         }
-        rows = {name: [read(e) for e in encodings] for name, read in wanted.items() if read}
+        rows = {
+            COLUMNS.get(name, name): [getattr(encoding, name) for encoding in encodings]
+            for name, want in wanted.items()
+            if want
+        }
         rows = layout.pad(rows, self._fillers(layout))
         if return_length:
             rows["length"] = [len(row) for row in rows["input_ids"]]
@@ -156,7 +156,7 @@ class Qwen2TokenizerFast(Vocabulary):
         if layout.truncation and layout.max_length is not None:
             added = self._backend.num_special_tokens_to_add(second is not None) if add_special else 0
             room = layout.max_length - added
-            kept = _lengths_kept(len(first), None if second is None else len(second), room, layout.truncation)
+            kept = lengths_kept(len(first), None if second is None else len(second), room, layout.truncation)
             first.truncate(kept[0], direction=self.truncation_side)
             if second is not None:
                 second.truncate(kept[1], direction=self.truncation_side)
@@ -172,7 +172,7 @@ class Qwen2TokenizerFast(Vocabulary):
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Pads what was encoded before: one mapping of rows, or a list of mappings as a data loader collects them."""
+        """Pads what was encoded before: a mapping of rows, or a list of mappings from a data loader."""
         if not isinstance(encoded_inputs, Mapping):
             encoded_inputs = {name: [item[name] for item in encoded_inputs] for name in encoded_inputs[0]}
         if "input_ids" not in encoded_inputs:
@@ -247,7 +247,8 @@ class Qwen2TokenizerFast(Vocabulary):
         """
         if return_assistant_tokens_mask and not (return_dict and tokenize and not continue_final_message):
             raise PromptError(
-                "return_assistant_tokens_mask needs tokenize=True and return_dict=True, without continue_final_message"
+                "return_assistant_tokens_mask needs tokenize=True and return_dict=True, and no "
+                "continue_final_message"
             )
         if return_dict and not tokenize:
             raise PromptError(
@@ -327,23 +328,6 @@ def _as_batch(text: Any, pair: Any, words: bool) -> tuple[list[Any], list[Any] |
 
 def _is_pair(item: Any) -> bool:
     return isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(part, str) for part in item)
-
-
-def _lengths_kept(first: int, second: int | None, room: int, strategy: str) -> tuple[int, int]:
-    """How many tokens of both sequences stay. "longest_first" shortens the longer one until both are even."""
-    other = second or 0
-    excess = first + other - room
-    if excess <= 0:
-        return first, other
-    if strategy == "longest_first" and second is not None:
-        shorter = min(first, other, room // 2)
-        return (shorter, room - shorter) if first <= other else (room - shorter, shorter)
-    cut = other if strategy == "only_second" else first
-    if excess > cut or (strategy == "only_second" and second is None):
-        raise InputError(
-            f"truncation={strategy!r} cannot shorten {cut} tokens by {excess}; use truncation=True"
-        )
-    return (first, other - excess) if strategy == "only_second" else (first - excess, other)
 
 
 def _as_lists(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Reads and writes the files of a tokenizer; the tokenizer class itself knows no file names.
 
-``tokenizer.json`` is used as it is where it exists; older folders have ``vocab.json`` and ``merges.txt``, from
-which the same byte-level BPE is built (GPT-2's scheme with Qwen2's pre-tokenizing expression and NFC).
+``tokenizer.json`` is used as it is where it exists; older folders have ``vocab.json`` and ``merges.txt``,
+from which the same byte-level BPE is built (GPT-2's scheme with Qwen2's pre-tokenizing expression and NFC).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 
 from qvl.errors import CheckpointCorruptError, CheckpointNotFoundError
 
-# Contractions, words, single digits, punctuation, line ends, spaces: the expression in Qwen2's tokenizer.json.
+# Contractions, words, single digits, punctuation, line ends, spaces: as in Qwen2's tokenizer.json.
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -1,7 +1,7 @@
 """Python functions described as JSON schemas, so that a chat template can offer them to the model.
 
-The form is the one that transformers' ``get_json_schema`` gives: name and description from the docstring, types
-from the annotations, descriptions of arguments from a Google-style ``Args:`` section.
+The form is the one that transformers' ``get_json_schema`` gives: name and description from the docstring,
+types from the annotations, descriptions of arguments from a Google-style ``Args:`` section.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A tokenizer's vocabulary, special tokens and files: everything about Qwen2TokenizerFast but encoding.
 
-Holds the backend of the ``tokenizers`` package and the settings of tokenizer_config.json. It knows no batches,
-no padding and no messages.
+Holds the backend of the ``tokenizers`` package and the settings of tokenizer_config.json. It knows no
+batches, no padding and no messages.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ class Vocabulary:
             "additional_special_tokens": self.additional_special_tokens,
             **{name: token_text(token) for name, token in self.extra_special_tokens.items()},
         }
-        templates = self.chat_template
+        templates: Any = self.chat_template
         if isinstance(templates, dict):
-            templates = [{"name": name, "template": text} for name, text in templates.items()]  # type: ignore[assignment]
+            templates = [{"name": name, "template": text} for name, text in templates.items()]
         config |= roles | shared
         config |= {
             "extra_special_tokens": self.extra_special_tokens,

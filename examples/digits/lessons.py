@@ -1,0 +1,178 @@
+"""Packed training batches: pictures as patches, conversations about them as tokens, and what to learn from both.
+
+A lesson is many conversations of one or two turns; each turn shows a picture and asks for its number. They lie end
+to end, as the network takes them. The tower alone is taught by what stands in each of its tokens.
+
+Legend: T tokens, B pictures, P patches, C values in one patch, N merged vision tokens, K digits per picture,
+R conversations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import torch
+from examples.digits.data import (
+    MAX_DIGITS,
+    QUESTIONS,
+    SINGLE_DIGIT_QUESTIONS,
+    Distortion,
+    Scans,
+    draw_pictures,
+)
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from qvl.processing.positions import find_spans, multimodal_positions
+from qvl.types import Grid
+
+PATCH, MERGE = 14, 2
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+NOTHING = 10  # the class of a vision token with no digit in it
+IGNORED = -100  # where cross entropy looks away
+SECOND_TURN = 0.15  # how often a conversation goes on with another picture
+TEXT_FIRST = 0.15  # how often the question stands before the picture
+
+# Sizes that the processor leaves as they are; wide ones hold more digits.
+SIZES = (
+    (56, 56),
+    (56, 84),
+    (56, 112),
+    (56, 140),
+    (84, 84),
+    (84, 112),
+    (84, 168),
+    (112, 84),
+    (112, 112),
+    (112, 224),
+)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """``patches_PC`` and ``grids`` as the tower takes them; ``counts_B`` and ``labels_BK``: what they show.
+
+    ``cells_N``: for every merged token the digit whose middle it covers, or NOTHING.
+    """
+
+    patches_PC: Tensor
+    grids: tuple[Grid, ...]
+    cells_N: Tensor
+    counts_B: Tensor
+    labels_BK: Tensor
+
+    def number(self, i: int) -> str:
+        """What picture ``i`` says."""
+        return "".join(map(str, self.labels_BK[i, : self.counts_B[i]].tolist()))
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """``targets_T``: the token to come where the assistant speaks, else IGNORED. ``lengths``: of each of R."""
+
+    ids_T: Tensor
+    positions_3T: Tensor
+    targets_T: Tensor
+    lengths: tuple[int, ...]
+
+
+def draw_lesson(
+    scans: Scans, batch: int, size: tuple[int, int], distortion: Distortion, generator: torch.Generator
+) -> Pictures:
+    """Pictures of random numbers, with as many digits as fit the size."""
+    height, width = size
+    most = max(1, min(MAX_DIGITS, round(2 * width / height) - 1))
+    counts_B = torch.randint(1, most + 1, (batch,), generator=generator)
+    chosen_BK = torch.randint(len(scans), (batch, MAX_DIGITS), generator=generator)
+    return show(scans, chosen_BK, counts_B, size, distortion, generator)
+
+
+def show(
+    scans: Scans,
+    chosen_BK: Tensor,
+    counts_B: Tensor,
+    size: tuple[int, int],
+    distortion: Distortion,
+    generator: torch.Generator,
+) -> Pictures:
+    """Pictures of the chosen scans."""
+    drawn = draw_pictures(scans.ink_NSS[chosen_BK], counts_B, size, distortion, generator)
+    labels_BK = scans.labels_N[chosen_BK]
+    grid = Grid(1, size[0] // PATCH, size[1] // PATCH)
+    cells_N = drawn.covering(labels_BK, counts_B, PATCH * MERGE, NOTHING)
+    return Pictures(patchify(drawn.pixels), (grid,) * len(counts_B), cells_N, counts_B, labels_BK)
+
+
+def patchify(pixels: Tensor) -> Tensor:
+    """Patches (P, C) in merge order of uint8 pictures (B, 3, H, W): what the image processor makes of each.
+
+    Done here for a whole batch at once; a test holds it against the processor.
+    """
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    batch, _, height, width = pixels.shape
+    block = PATCH * MERGE
+    x = ((pixels.float() / 255 - mean) / deviation).view(
+        batch, 3, height // block, MERGE, PATCH, width // block, MERGE, PATCH
+    )
+    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # a still picture is shown twice, as two frames
+    return x.expand(-1, -1, -1, -1, -1, -1, 2, -1, -1).reshape(-1, 3 * 2 * PATCH * PATCH)
+
+
+class Writer:
+    """Puts conversations about pictures into tokens, through the chat template of the checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.template = jinja2.Template((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+        start, self.end, self.image, self.video = (
+            self.tokenizer.token_to_id(token)
+            for token in ("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>")
+        )
+        self.speaks = [start, *self.tokenizer.encode("assistant\n").ids]
+
+    def write(self, pictures: Pictures, generator: torch.Generator) -> Conversations:
+        """Conversations about all pictures in order, with random wording."""
+        rows, first = [], 0
+        while first < len(pictures.grids):
+            second = torch.rand(1, generator=generator) < SECOND_TURN and first + 1 < len(pictures.grids)
+            turns = range(first, first + 2 if second else first + 1)
+            rows.append(self._row(pictures, turns, generator))
+            first = turns.stop
+        ids, positions, targets = zip(*rows, strict=True)
+        return Conversations(
+            torch.cat(ids), torch.cat(positions, 1), torch.cat(targets), tuple(len(row) for row in ids)
+        )
+
+    def _row(
+        self, pictures: Pictures, turns: range, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        messages = [message for i in turns for message in self._turn(pictures.number(i), generator)]
+        ids: list[int] = []
+        grids = iter([pictures.grids[i] for i in turns])
+        for token in self.tokenizer.encode(self.template.render(messages=messages)).ids:
+            ids += [token] * (next(grids).tokens(MERGE) if token == self.image else 1)
+        shown = [pictures.grids[i] for i in turns]
+        spans = find_spans(ids, shown, image_token_id=self.image, video_token_id=self.video)
+        positions_3T, _ = multimodal_positions(len(ids), spans, shown)
+        return torch.tensor(ids), positions_3T, torch.tensor(self._targets(ids))
+
+    def _turn(self, number: str, generator: torch.Generator) -> list[dict[str, object]]:
+        wordings = QUESTIONS + SINGLE_DIGIT_QUESTIONS if len(number) == 1 else QUESTIONS
+        question = wordings[int(torch.randint(len(wordings), (1,), generator=generator))]
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        if torch.rand(1, generator=generator) < TEXT_FIRST:
+            content.reverse()
+        return [{"role": "user", "content": content}, {"role": "assistant", "content": number}]
+
+    def _targets(self, ids: list[int]) -> list[int]:
+        """The next token at every place inside an answer, its end included."""
+        targets, speaking, opening = [IGNORED] * len(ids), False, len(self.speaks)
+        for i in range(opening, len(ids)):
+            speaking = speaking or ids[i - opening : i] == self.speaks
+            if speaking:
+                targets[i - 1] = ids[i]
+                speaking = ids[i] != self.end
+        return targets
