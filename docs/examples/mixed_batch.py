@@ -46,7 +46,7 @@ CONVERSATION = [
 
 
 def prompts(processor) -> tuple[str, str]:
-    """The conversation as the model reads it: plain, and with ``Picture 1:``, ``Video 1:`` before the media."""
+    """The conversation as the model reads it: plain, and with ``Picture 1:``, ``Video 1:`` before media."""
     # default:
     prompt_without_id = processor.apply_chat_template(CONVERSATION, add_generation_prompt=True)
     # add ids
@@ -57,7 +57,7 @@ def prompts(processor) -> tuple[str, str]:
 
 
 def answers(model, processor, image: str, video: str) -> list[str]:
-    """A batch of three prompts of different kinds and lengths; each gets the answer that it would get alone."""
+    """A batch of three prompts of different kinds; each gets the answer that it would get alone."""
     text = {"type": "text", "text": "What do you see?"}
     batch = [
         [{"role": "user", "content": [{"type": "image", "path": image}, text]}],

@@ -33,7 +33,8 @@ def main(model: str = "Qwen/Qwen2.5-VL-7B-Instruct", video: str = "/path/to/vide
     # Inference: Generation of the output
     output_ids = model.generate(**inputs, max_new_tokens=128)
     generated_ids = [
-        output_ids[len(input_ids) :] for input_ids, output_ids in zip(inputs.input_ids, output_ids, strict=True)
+        output_ids[len(input_ids) :]
+        for input_ids, output_ids in zip(inputs.input_ids, output_ids, strict=True)
     ]
     return processor.batch_decode(generated_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
 

@@ -85,7 +85,7 @@ class Distortion:
 
 @dataclass(frozen=True)
 class Drawn:
-    """``pixels``: uint8 (B, 3, H, W). ``x_BK``, ``y_BK``: middles of the digits, ``side_B``: their size, in pixels."""
+    """``pixels``: uint8 (B, 3, H, W). ``x_BK``, ``y_BK``, ``side_B``: middles and size of the digits."""
 
     pixels: Tensor
     x_BK: Tensor
@@ -93,7 +93,7 @@ class Drawn:
     side_B: Tensor
 
     def covering(self, labels_BK: Tensor, counts_B: Tensor, cell: int, nothing: int) -> Tensor:
-        """For each ``cell`` x ``cell`` square, row by row: the label of the digit at its middle, or ``nothing``."""
+        """For each ``cell`` x ``cell`` square, row by row: the label of the digit there, or ``nothing``."""
         height, width = self.pixels.shape[-2:]
         y, x = torch.meshgrid(
             torch.arange(cell / 2, height, cell), torch.arange(cell / 2, width, cell), indexing="ij"

@@ -1,9 +1,9 @@
-"""Packed training batches: pictures as patches, conversations about them as tokens, and what to learn from both.
+"""Packed training batches: pictures, conversations about them as tokens, and what to learn from both.
 
-A lesson is many conversations of one or two turns; each turn shows a picture and asks for its number. They lie end
-to end, as the network takes them. The tower alone is taught by what stands in each of its tokens.
+A conversation has one or two turns; each turn shows a picture and asks for its number. Conversations lie end
+to end, as the network takes them. The tower is also taught alone, by what stands in each of its tokens.
 
-Legend: T tokens, B pictures, P patches, C values in one patch, N merged vision tokens, K digits per picture,
+Legend: T tokens, B pictures, P patches, N merged vision tokens, K digits per picture,
 R conversations.
 """
 
@@ -36,33 +36,42 @@ IGNORED = -100  # where cross entropy looks away
 SECOND_TURN = 0.15  # how often a conversation goes on with another picture
 TEXT_FIRST = 0.15  # how often the question stands before the picture
 
-# Sizes that the processor leaves as they are; wide ones hold more digits.
+# Sizes that the processor leaves as they are: 4 to 16 tokens, some of them one window and some two.
 SIZES = (
     (56, 56),
     (56, 84),
     (56, 112),
     (56, 140),
+    (56, 168),
     (84, 84),
     (84, 112),
-    (84, 168),
+    (84, 140),
+    (112, 56),
     (112, 84),
     (112, 112),
-    (112, 224),
+    (140, 84),
 )
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """``patches_PC`` and ``grids`` as the tower takes them; ``counts_B`` and ``labels_BK``: what they show.
+    """``pixels``: uint8 (B, 3, H, W). ``counts_B`` and ``labels_BK``: the digits that they show.
 
     ``cells_N``: for every merged token the digit whose middle it covers, or NOTHING.
     """
 
-    patches_PC: Tensor
-    grids: tuple[Grid, ...]
+    pixels: Tensor
     cells_N: Tensor
     counts_B: Tensor
     labels_BK: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def grid(self) -> Grid:
+        """Of each one of them: all have one size."""
+        return Grid(1, self.pixels.shape[-2] // PATCH, self.pixels.shape[-1] // PATCH)
 
     def number(self, i: int) -> str:
         """What picture ``i`` says."""
@@ -71,7 +80,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Conversations:
-    """``targets_T``: the token to come where the assistant speaks, else IGNORED. ``lengths``: of each of R."""
+    """``targets_T``: the token to come where the assistant speaks, else IGNORED. ``lengths``: one per row."""
 
     ids_T: Tensor
     positions_3T: Tensor
@@ -83,8 +92,7 @@ def draw_lesson(
     scans: Scans, batch: int, size: tuple[int, int], distortion: Distortion, generator: torch.Generator
 ) -> Pictures:
     """Pictures of random numbers, with as many digits as fit the size."""
-    height, width = size
-    most = max(1, min(MAX_DIGITS, round(2 * width / height) - 1))
+    most = min(MAX_DIGITS, size[1] // 28 - 1)
     counts_B = torch.randint(1, most + 1, (batch,), generator=generator)
     chosen_BK = torch.randint(len(scans), (batch, MAX_DIGITS), generator=generator)
     return show(scans, chosen_BK, counts_B, size, distortion, generator)
@@ -101,15 +109,15 @@ def show(
     """Pictures of the chosen scans."""
     drawn = draw_pictures(scans.ink_NSS[chosen_BK], counts_B, size, distortion, generator)
     labels_BK = scans.labels_N[chosen_BK]
-    grid = Grid(1, size[0] // PATCH, size[1] // PATCH)
     cells_N = drawn.covering(labels_BK, counts_B, PATCH * MERGE, NOTHING)
-    return Pictures(patchify(drawn.pixels), (grid,) * len(counts_B), cells_N, counts_B, labels_BK)
+    return Pictures(drawn.pixels, cells_N, counts_B, labels_BK)
 
 
 def patchify(pixels: Tensor) -> Tensor:
-    """Patches (P, C) in merge order of uint8 pictures (B, 3, H, W): what the image processor makes of each.
+    """Patches (P, 3, 14, 14) in merge order of uint8 pictures (B, 3, H, W).
 
-    Done here for a whole batch at once; a test holds it against the processor.
+    What the image processor makes of each, but for the second frame, which repeats the first; a test holds it
+    against the processor. Done here for a whole batch at once.
     """
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
     batch, _, height, width = pixels.shape
@@ -117,8 +125,7 @@ def patchify(pixels: Tensor) -> Tensor:
     x = ((pixels.float() / 255 - mean) / deviation).view(
         batch, 3, height // block, MERGE, PATCH, width // block, MERGE, PATCH
     )
-    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # a still picture is shown twice, as two frames
-    return x.expand(-1, -1, -1, -1, -1, -1, 2, -1, -1).reshape(-1, 3 * 2 * PATCH * PATCH)
+    return x.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, 3, PATCH, PATCH)
 
 
 class Writer:
@@ -136,8 +143,8 @@ class Writer:
     def write(self, pictures: Pictures, generator: torch.Generator) -> Conversations:
         """Conversations about all pictures in order, with random wording."""
         rows, first = [], 0
-        while first < len(pictures.grids):
-            second = torch.rand(1, generator=generator) < SECOND_TURN and first + 1 < len(pictures.grids)
+        while first < len(pictures):
+            second = torch.rand(1, generator=generator) < SECOND_TURN and first + 1 < len(pictures)
             turns = range(first, first + 2 if second else first + 1)
             rows.append(self._row(pictures, turns, generator))
             first = turns.stop
@@ -150,11 +157,10 @@ class Writer:
         self, pictures: Pictures, turns: range, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         messages = [message for i in turns for message in self._turn(pictures.number(i), generator)]
-        ids: list[int] = []
-        grids = iter([pictures.grids[i] for i in turns])
+        grid, ids = pictures.grid, list[int]()
         for token in self.tokenizer.encode(self.template.render(messages=messages)).ids:
-            ids += [token] * (next(grids).tokens(MERGE) if token == self.image else 1)
-        shown = [pictures.grids[i] for i in turns]
+            ids += [token] * (grid.tokens(MERGE) if token == self.image else 1)
+        shown = [grid] * len(turns)
         spans = find_spans(ids, shown, image_token_id=self.image, video_token_id=self.video)
         positions_3T, _ = multimodal_positions(len(ids), spans, shown)
         return torch.tensor(ids), positions_3T, torch.tensor(self._targets(ids))

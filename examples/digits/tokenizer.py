@@ -1,8 +1,8 @@
 """The small tokenizer of the digits model: byte-level BPE of Qwen2's kind, with the same special tokens.
 
 Same normalisation, same way of cutting text before merging (every decimal digit stands alone), same special
-tokens in the same order; only the vocabulary is small: the 256 bytes and the merges that the training questions
-and a few plain sentences ask for. Any text can be written with it, as every byte has a token.
+tokens in the same order; only the vocabulary is small: the 256 bytes and the merges that the training
+questions and a few plain sentences ask for. Any text can be written with it, as every byte has a token.
 
     python -m examples.digits.tokenizer [FOLDER]
 """
@@ -27,7 +27,10 @@ from tokenizers import (
 )
 
 ORDINARY_TOKENS = 480  # and 22 added ones; the embedding has 512 rows
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",

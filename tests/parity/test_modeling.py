@@ -64,13 +64,14 @@ def test_every_rope_type(rope, limit):
     torch.testing.assert_close(ours.logits, theirs.logits, **CLOSE)
 
 
+@pytest.mark.parametrize("use_cache", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_sliding_window_and_tied_head(tied):
+def test_sliding_window_and_tied_head(tied, use_cache):
     text = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "tie_word_embeddings": tied}
     models = pair(text=text, tie_word_embeddings=tied)
     assert (models[1].lm_head.weight is models[1].get_input_embeddings().weight) == tied
     arguments = batch(*MIXED)
-    theirs, ours = both(models, arguments)
+    theirs, ours = both(models, arguments, use_cache=use_cache)
     assert_real_cells_equal(ours.logits, theirs.logits, arguments["attention_mask"])
 
 

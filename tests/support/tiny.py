@@ -1,4 +1,4 @@
-"""Tiny random models, in transformers and in qvl with the same weights: seeded, and no global state touched."""
+"""Tiny random models, in transformers and in qvl with the same weights: seeded, no global state touched."""
 
 from __future__ import annotations
 

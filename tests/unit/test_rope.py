@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support.tiny import ROPE_SCALINGS
 
 from qvl.errors import ConfigError, InputError, UnknownNameError
 from qvl.ops.frequencies import RopeSettings, attention_factor, inverse_frequencies
 from qvl.ops.rope import Rotary, apply_rotary, vision_rotary
+from support.tiny import ROPE_SCALINGS
 
 
 def settings(name="default", **changes):

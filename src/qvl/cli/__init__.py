@@ -19,7 +19,10 @@ from typing import Annotated, Any
 
 import typer
 
-from qvl.cli import ask, chat, info
+import qvl
+import qvl.cli.ask as ask_command
+import qvl.cli.chat as chat_command
+import qvl.cli.info as info_command
 from qvl.cli.options import DebugOption, Session
 from qvl.errors import InputError, InputTypeError, QvlError, UnknownNameError, UnsupportedError
 
@@ -34,15 +37,13 @@ EXIT_CODES = (
 )
 
 app = typer.Typer(name="qvl", add_completion=True, pretty_exceptions_enable=False, epilog=EXIT_CODES)
-app.command("ask")(ask.ask)
-app.command("chat")(chat.chat)
-app.command("info")(info.info)
+app.command("ask")(ask_command.ask)
+app.command("chat")(chat_command.chat)
+app.command("info")(info_command.info)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        import qvl
-
         print(f"qvl {qvl.__version__}")
         raise typer.Exit()
 

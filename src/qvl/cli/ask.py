@@ -6,11 +6,11 @@ import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from qvl.cli.common import Answer, Loading, generate, generation_settings, load_assistant, load_processor
+from qvl.cli.common import Loading, generate, generation_settings, load_assistant, load_processor
 from qvl.cli.options import (
     Attention,
     AttentionOption,
@@ -27,9 +27,9 @@ from qvl.cli.options import (
     SystemOption,
     TemperatureOption,
 )
+from qvl.errors import InputError
 
-if TYPE_CHECKING:
-    from qvl.cli.media import MediaFile
+STDIN = "-"
 
 Words = Annotated[
     list[str],
@@ -75,9 +75,9 @@ def ask(
     loading = Loading(model, dtype.value, device, attention.value, min_pixels, max_pixels)
     loading.announce()
     processor = load_processor(loading)
-    messages = [{"role": "system", "content": system}] if system else []
-    content = [medium.entry for medium in media]
-    messages += [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    content = [*(medium.entry for medium in media), {"type": "text", "text": question}]
+    messages.append({"role": "user", "content": content})
     inputs = processor.apply_chat_template(
         messages,
         add_generation_prompt=True,

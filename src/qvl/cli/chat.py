@@ -222,7 +222,7 @@ class Conversation:
         return answer
 
     def _reusable(self, prompt_ids: list[int]) -> Any:
-        """The cache, cut back to what it shares with the new prompt, which may tokenize an answer otherwise."""
+        """The cache, cut back to what it shares with the new prompt: text may come back as other tokens."""
         if self._cache is None:
             return None
         pairs = list(zip(self._cached_ids, prompt_ids[:-1], strict=False))  # at least one token must be run

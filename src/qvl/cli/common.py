@@ -86,13 +86,12 @@ def load_assistant(loading: Loading, processor: Qwen2_5_VLProcessor) -> Assistan
     from qvl.auto import AutoModelForImageTextToText
     from qvl.pipelines.device import pick_device
 
-    with Bar(f"loading {loading.name}"):
-        model = AutoModelForImageTextToText.from_pretrained(
-            loading.name,
-            dtype=loading.dtype,
-            attn_implementation=loading.attention,
-            device_map=pick_device(loading.device),
-        )
+    model = AutoModelForImageTextToText.from_pretrained(
+        loading.name,
+        dtype=loading.dtype,
+        attn_implementation=loading.attention,
+        device_map=pick_device(loading.device),
+    )
     return Assistant(loading.name, model, processor)
 
 
@@ -152,6 +151,9 @@ def _streamer(processor: Any, answer: Answer, show: Callable[[str], None], bar: 
 
     class Collector(TextStreamer):
         started = time.perf_counter()
+
+        def progress(self, done: int, total: int) -> None:
+            bar.update(done, total)
 
         def put(self, value: Any) -> None:
             if not self._prompt_is_next and not answer.first_token:

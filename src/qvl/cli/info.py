@@ -150,7 +150,7 @@ def _print_tables(model: str, facts: dict[str, Any], costs: list[dict[str, Any]]
             size += f", {row['seconds']:.1f} s at {row['fps']:.3g} fps"
         resized = f"{row['resized_width']} x {row['resized_height']}"
         if row["kind"] == "video":
-            resized += f", {row['frames']} frames"
+            resized += f", {row['frames']} frames at {row['sampled_fps']:.3g} fps"
         grid = " x ".join(map(str, row["grid"]))
         costs_table.add_row(row["source"], row["kind"], size, resized, grid, f"{row['tokens']:,}")
     console.print(costs_table)

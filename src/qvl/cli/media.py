@@ -14,8 +14,10 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from qvl.errors import InputError, MediaDecodeError
+from qvl.processing.image import smart_resize
 from qvl.processing.media import load_image, load_pdf_pages, open_video
 from qvl.processing.sources import is_url, opened
+from qvl.types import Grid
 
 STDIN = "-"
 PDF_MARK, PDF_MARK_WITHIN = b"%PDF-", 1024  # a reader may find it anywhere in the first kilobyte
@@ -99,18 +101,19 @@ def _video(name: str, content: str | bytes) -> MediaFile:
 
 
 def cost(medium: MediaFile, processor: Any, fps: float | None) -> dict[str, Any]:
-    """What the processor makes of ``medium``: size after resizing, frames, grid and tokens."""
-    seen = _processed(medium, processor, fps)
-    side = processor.image_processor.patch_size
-    steps, rows, columns = seen["grid"]
-    return {
-        "source": medium.source,
-        "kind": medium.kind,
-        "width": medium.width,
-        "height": medium.height,
-        **({"seconds": medium.seconds, "fps": medium.fps} if medium.kind == "video" else {}),
-        "resized_width": columns * side,
-        "resized_height": rows * side,
-        **seen,
-        "tokens": steps * rows * columns // processor.image_processor.merge_size**2,
-    }
+    """What the processor will make of ``medium``, found without decoding it: size, frames, grid, tokens."""
+    told = {"source": medium.source, "kind": medium.kind, "width": medium.width, "height": medium.height}
+    if medium.kind == "video":
+        plan = processor.video_processor.plan(medium.content, **({} if fps is None else {"fps": fps}))
+        size, grid = (plan.height, plan.width), plan.grid
+        told |= {"seconds": medium.seconds, "fps": medium.fps, "frames": len(plan.indices)}
+        told |= {"sampled_fps": plan.sampled_fps}
+    else:
+        settings = processor.image_processor
+        side = settings.patch_size
+        limits = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
+        size = smart_resize(medium.height, medium.width, side * settings.merge_size, **limits)
+        grid = Grid(1, size[0] // side, size[1] // side)
+    tokens = grid.tokens(processor.image_processor.merge_size)
+    resized = {"resized_width": size[1], "resized_height": size[0]}
+    return {**told, **resized, "grid": [grid.t, grid.h, grid.w], "tokens": tokens}

@@ -10,6 +10,8 @@ from qvl.config.rope_scaling import normalize_rope_scaling
 from qvl.errors import ConfigError
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
+# Said once for the whole checkpoint, and true of its decoder alone.
+_OF_THE_WEIGHTS = ("dtype", "torch_dtype", "quantization_config")
 
 
 class Qwen2_5_VLTextConfig(PretrainedConfig):
@@ -99,9 +101,7 @@ class Qwen2_5_VLTextConfig(PretrainedConfig):
 
     @layer_types.setter
     def layer_types(self, value: Sequence[str] | None) -> None:
-        # What equals the derivation stays derived, so that it follows a later change of num_hidden_layers.
-        given = None if value is None else list(value)
-        self._layer_types = None if given == self._derived_layer_types() else given
+        self._layer_types = None if value is None else list(value)
 
     def _derived_layer_types(self) -> list[str]:
         full = self.num_hidden_layers if self.sliding_window is None else self.max_window_layers
@@ -154,6 +154,8 @@ class Qwen2_5_VLTextConfig(PretrainedConfig):
     def _validate_layer_types(self) -> None:
         if self.sliding_window is not None:
             check_counts(self, "sliding_window")
+        if self._layer_types == self._derived_layer_types():
+            self._layer_types = None  # so that it follows a later change of num_hidden_layers
         types = self.layer_types
         unknown = [kind for kind in types if kind not in LAYER_TYPES]
         if unknown:
@@ -176,5 +178,6 @@ class Qwen2_5_VLTextConfig(PretrainedConfig):
     def _own_part(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         check_model_type(values, cls.model_type, "qwen2_5_vl")
         if cls.base_config_key in values:
-            return dict(values[cls.base_config_key])
+            outside = {key: values[key] for key in _OF_THE_WEIGHTS if key in values}
+            return {**outside, **values[cls.base_config_key]}
         return {key: value for key, value in values.items() if key != "vision_config"}

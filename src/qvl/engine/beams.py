@@ -142,7 +142,7 @@ class BeamSearch:
         self._finish(length)
 
     def _processed(self, logits_NV: Tensor) -> Tensor:
-        """Log-probabilities after penalties, hook and truncation; the leader's stand for all beams at first."""
+        """Log-probabilities after penalties, hook and truncation; the leader's first stand for all."""
         log_probs_NV = torch.log_softmax(logits_NV, dim=-1)
         scores_BV = torch.cat(
             [lane.sampler.scores(lane, log_probs_NV[i : i + 1]) for i, lane in enumerate(self._lanes)]
@@ -160,6 +160,7 @@ class BeamSearch:
         # Enough that num_beams can go on even if each beam's best continuations are all ends.
         count = max(2, 1 + len(params.eos_token_ids)) * self.width
         total_1C = (scores_BV + self._running_1B[0, :, None]).reshape(1, -1)
+        count = min(count, total_1C.shape[-1])
         if params.greedy:
             scores_1K, index_1K = torch.topk(total_1C, count)
         else:
@@ -228,7 +229,7 @@ class BeamSearch:
         return self._improvable and not full and not bool(candidates.ended_1K.all())
 
     def _continue(self, candidates: Candidates, chosen: SequenceOf[int]) -> None:
-        """Make the chosen candidates the lanes. A parent's cache goes to its first child, copies to the rest."""
+        """Make the chosen candidates the lanes. The first child of a parent takes its cache, others get copies."""
         parents = [candidates.parents[k] for k in chosen]
         used: set[int] = set()
         lanes: list[Sequence] = []

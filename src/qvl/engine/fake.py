@@ -7,7 +7,8 @@ refused, as there are none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence as SequenceOf
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceOf
 from typing import Any
 
 from qvl.engine.sequence import Hooks, Sequence

@@ -110,8 +110,8 @@ class SequenceKV:
     def _check(self, k_TGD: Tensor) -> None:
         if k_TGD.shape[1:] != (self.num_kv_heads, self.head_dim):
             raise CacheError(
-                f"This cache holds {self.num_kv_heads} key/value heads of width {self.head_dim}, but the model "
-                f"writes {k_TGD.shape[1]} of width {k_TGD.shape[2]}: it was made for another model."
+                f"This cache holds {self.num_kv_heads} key/value heads of width {self.head_dim}, but the "
+                f"model writes {k_TGD.shape[1]} of width {k_TGD.shape[2]}: it was made for another model."
             )
 
     def _reserve(self, layer: int, needed: int, like: Tensor) -> None:

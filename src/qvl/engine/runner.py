@@ -77,8 +77,8 @@ class Runner:
         logits_NV = rows_NV.to(device=self.device, dtype=torch.float32, copy=True)
         if not bool(torch.isfinite(logits_NV.sum())):
             raise NonFiniteError(
-                "The text decoder output is not finite (NaN or infinity in the logits): the weights hold such "
-                "numbers, or float16 overflowed; check the checkpoint or load it in bfloat16 or float32."
+                "The text decoder output is not finite (NaN or infinity in the logits): the weights hold "
+                "such numbers, or float16 overflowed; check the checkpoint or load it in bfloat16 or float32."
             )
         return logits_NV
 
@@ -186,13 +186,13 @@ class Runner:
         theirs = (kv.num_layers, kv.num_kv_heads, kv.head_dim)
         if theirs != ours:
             raise CacheError(
-                f"The cache was made for another model: it has (layers, key/value heads, head width) = {theirs}, "
-                f"this model {ours}."
+                f"The cache was made for another model: (layers, key/value heads, head width) are {theirs} "
+                f"there and {ours} here."
             )
         if kv.length >= prompt_length:
             raise CacheError(
-                f"The cache already holds {kv.length} tokens, but the prompt has only {prompt_length}: give the "
-                "whole conversation so far and at least one token more."
+                f"The cache already holds {kv.length} tokens, but the prompt has only {prompt_length}: give "
+                "the whole conversation so far and at least one token more."
             )
         if kv.max_capacity is not None and needed > kv.max_capacity:
             raise CacheError(

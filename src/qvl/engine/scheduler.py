@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from qvl.engine.sequence import Sequence, Status
 from qvl.errors import GenerationError
@@ -27,7 +27,8 @@ class Request(Protocol):
     def lanes(self) -> tuple[Sequence, ...]: ...
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Work:
     """Tokens ``start`` to ``start + count`` of one sequence, drafts included."""
 
     sequence: Sequence

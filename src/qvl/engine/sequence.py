@@ -6,7 +6,8 @@ Plain bookkeeping without torch, so that the scheduler can be read and tested wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as SequenceOf
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 

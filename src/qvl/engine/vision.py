@@ -25,7 +25,8 @@ def check_media(prompt: Prompt, merge_size: int) -> None:
     """Raise PlaceholderMismatchError unless every medium has exactly its placeholders."""
     if len(prompt.spans) != len(prompt.media):
         raise PlaceholderMismatchError(
-            f"The prompt has places for {len(prompt.spans)} pictures and videos, but {len(prompt.media)} were given."
+            f"The prompt has places for {len(prompt.spans)} pictures and videos, "
+            f"but {len(prompt.media)} were given."
         )
     for span, medium in zip(prompt.spans, prompt.media, strict=True):
         needed = medium.grid.tokens(merge_size)

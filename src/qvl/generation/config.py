@@ -1,8 +1,8 @@
 """What a caller may ask of ``generate()``: the settings, their defaults, their file.
 
 Names and defaults are those of transformers 4.57, cut to a decoder-only model. This module knows no tensors
-and no model; `qvl.generation.validation` says which values make sense, `qvl.generation.settings` merges several
-configs into one call.
+and no model; `qvl.generation.validation` says which values make sense, `qvl.generation.settings` merges
+several configs into one call.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ class GenerationConfig:
     """The settings of one ``generate()`` call, or a model's defaults for it.
 
     Every field may be given by name; names that are not fields are kept, and saved back. A config remembers
-    which settings were given (``explicit``), so that a value equal to the default can still win over a model's
-    ``generation_config.json``. Settings that only other decoding methods read (assistant models, contrastive
-    search, group beams ...) are kept too, and refused by ``generate()`` unless they are neutral.
+    which settings were given (``explicit``), so that a value equal to the default can still win over a
+    model's ``generation_config.json``. Settings that only other decoding methods read (assistant models,
+    contrastive search, group beams ...) are kept too, and refused by ``generate()`` unless they are
+    neutral.
 
     Raises GenerationError for values that make no sense.
     """
@@ -149,8 +150,9 @@ class GenerationConfig:
     ) -> Any:
         """Reads ``generation_config.json`` from a folder or a hub id.
 
-        ``revision``, ``cache_dir``, ``local_files_only``, ``token``, ``subfolder`` say where; any other keyword
-        is a setting that wins over the file. Raises CheckpointNotFoundError or CheckpointCorruptError.
+        ``revision``, ``cache_dir``, ``local_files_only``, ``token``, ``subfolder`` say where; any other
+        keyword is a setting that wins over the file. Raises CheckpointNotFoundError or
+        CheckpointCorruptError.
         """
         name = config_file_name or FILE_NAME
         folder = hub.resolve(pretrained_model_name, patterns=(name,), **hub.pop_options(kwargs))
@@ -172,7 +174,9 @@ class GenerationConfig:
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], config_file_name: str | None = None
     ) -> None:
-        """Writes the settings that differ from the defaults, and the kept ones, to ``generation_config.json``."""
+        """Writes the settings that differ from the defaults, and the kept ones, to
+        ``generation_config.json``.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / (config_file_name or FILE_NAME)).write_text(self.to_json_string(), encoding="utf-8")

@@ -1,7 +1,7 @@
 """The model's side of a ``generate()`` call: which tensors may be handed over, and what must hold of them.
 
-Everything is checked here, before a token is computed, so that a wrong call fails with a sentence and not inside the
-network.
+Everything is checked here, before a token is computed, so that a wrong call fails with a sentence and not
+inside the network.
 
 Legend: B batch, L padded length, P patches, C patch values, D width.
 """
@@ -29,9 +29,9 @@ from qvl.types import Grid
 class ModelInputs:
     """What a caller may hand to ``generate()`` for the model, as the processor makes it.
 
-    ``input_ids`` and ``attention_mask`` (B, L); ``inputs_embeds`` (B, L, D); ``position_ids`` (B, L), (3, B, L) or
-    (4, B, L); ``pixel_values`` (P, C) of all pictures of the batch with ``image_grid_thw`` (pictures, 3), the same
-    for videos; ``second_per_grid_ts`` (videos,); ``rope_deltas`` (B,) or (B, 1).
+    ``input_ids`` and ``attention_mask`` (B, L); ``inputs_embeds`` (B, L, D); ``position_ids`` (B, L), (3,
+    B, L) or (4, B, L); ``pixel_values`` (P, C) of all pictures of the batch with ``image_grid_thw``
+    (pictures, 3), the same for videos; ``second_per_grid_ts`` (videos,); ``rope_deltas`` (B,) or (B, 1).
     """
 
     input_ids: Tensor | None = None
@@ -90,6 +90,14 @@ def check_inputs(inputs: ModelInputs) -> None:
         raise InputError(
             f"attention_mask has shape {tuple(mask.shape)}; generate() needs one value for every cell of the "
             f"prompt, {(inputs.batch, inputs.columns)}."
+        )
+    if inputs.rope_deltas is not None and inputs.rope_deltas.numel() != inputs.batch:
+        raise InputError(
+            f"rope_deltas has {inputs.rope_deltas.numel()} values for {inputs.batch} rows; give one for each."
+        )
+    if ids is None and (inputs.pixel_values is not None or inputs.pixel_values_videos is not None):
+        raise InputError(
+            "Pictures and videos beside inputs_embeds need input_ids too, which say where they stand."
         )
     _check_pixels("pixel_values", inputs.pixel_values, "image_grid_thw", inputs.image_grid_thw)
     _check_pixels("pixel_values_videos", inputs.pixel_values_videos, "video_grid_thw", inputs.video_grid_thw)

@@ -1,7 +1,9 @@
-"""Logits processors: a caller's own change of the scores, and transformers' ready-made ones to put beside it.
+"""Logits processors: a caller's own change of the scores, and transformers' ready-made ones to put beside
+it.
 
-A processor is called with ids (B, L), the row as the caller handed it in plus what was generated, and scores (B, V)
-in float32, and returns scores. The ready-made ones are thin: the arithmetic lives in `qvl.ops`.
+A processor is called with ids (B, L), the row as the caller handed it in plus what was generated, and
+scores (B, V) in float32, and returns scores. The ready-made ones are thin: the arithmetic lives in
+`qvl.ops`.
 
 Legend: B batch, L length so far, V vocabulary.
 """
@@ -222,7 +224,8 @@ def biases(sequence_bias: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
         return tuple((tuple(int(i) for i in ids), float(bias)) for ids, bias in pairs)
     except (TypeError, ValueError):
         raise GenerationError(
-            "sequence_bias must map tuples of token ids to numbers, {(ids): bias}, or be a list of [ids, bias]."
+            "sequence_bias must map tuples of token ids to numbers, {(ids): bias}, or be a list of "
+            "[ids, bias]."
         ) from None
 
 

@@ -1,7 +1,7 @@
 """From the padded tensors of a documented call to one `Prompt` for each row, without its padding.
 
-Knows token ids, grids and where placeholders stand; nothing of sampling, of the engine or of how the answer is
-put together.
+Knows token ids, grids and where placeholders stand; nothing of sampling, of the engine or of how the answer
+is put together.
 
 Legend: B batch, L padded length, T real tokens of one row, P patches, C patch values.
 """
@@ -23,7 +23,9 @@ from qvl.types import Medium, Prompt, Span
 
 @dataclass(frozen=True)
 class CachedRow:
-    """What is already known of a row: its first ``length`` tokens, the next of which stands at ``position``."""
+    """What is already known of a row: its first ``length`` tokens, the next of which stands at
+    ``position``.
+    """
 
     length: int = 0
     position: int = 0
@@ -34,12 +36,12 @@ def build_prompts(
 ) -> list[Prompt]:
     """One prompt for every row, with the row's own media.
 
-    ``real_BL``: bool, on the CPU. ``config``: the model's (outer) config. ``cached``: what a cache already holds
-    of each row; empty when there is none. Media may be given for the whole conversation, or only for what the
-    cache does not hold yet.
+    ``real_BL``: bool, on the CPU. ``config``: the model's (outer) config. ``cached``: what a cache already
+    holds of each row; empty when there is none. Media may be given for the whole conversation, or only for
+    what the cache does not hold yet.
 
-    Raises PlaceholderMismatchError when placeholders and media differ in number, CacheError when the cache does
-    not fit the rows.
+    Raises PlaceholderMismatchError when placeholders and media differ in number, CacheError when the cache
+    does not fit the rows.
     """
     known = list(cached) or [CachedRow()] * inputs.batch
     _check_cached(known, real_BL)
@@ -140,8 +142,8 @@ def _check_cached(known: Sequence[CachedRow], real_BL: Tensor) -> None:
     for row, (cached, count) in enumerate(zip(known, real_BL.sum(1).tolist(), strict=True)):
         if cached.length >= count:
             raise CacheError(
-                f"past_key_values holds {cached.length} tokens of row {row}, but the prompt has only {count}; "
-                "hand in the whole conversation, with at least one token behind the cached ones."
+                f"past_key_values holds {cached.length} tokens of row {row}, but the prompt has only "
+                f"{count}; hand in the whole conversation, with at least one token behind the cached ones."
             )
 
 
@@ -154,8 +156,8 @@ def _not_cached(
         span = replace(placement.span, start=placement.span.start + shift)
         if span.start < cached < span.end:
             raise CacheError(
-                f"past_key_values ends after {cached} tokens of row {row}, inside a {span.kind}; cut the cache "
-                f"before token {span.start}."
+                f"past_key_values ends after {cached} tokens of row {row}, inside a {span.kind}; cut the "
+                f"cache before token {span.start}."
             )
         if span.end > cached:
             waiting.append((span, placement))
@@ -188,7 +190,8 @@ class _Media:
         patches = self.patches[kind]
         if patches is None:
             raise InputError(
-                f"{kind}_grid_thw was given without the {kind}'s pixels; pass both as the processor made them."
+                f"{kind}_grid_thw was given without the {kind}'s pixels; pass both as the "
+                "processor made them."
             )
         return Medium(kind, placement.grid, patches[placement.index], self.seconds(placement))
 

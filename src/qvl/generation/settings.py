@@ -1,7 +1,7 @@
 """From the configs and keyword arguments of one call to the settings that hold for it.
 
-What the call says wins over the config it was given, which wins over the model's own, which wins over the defaults.
-This module decides lengths and special tokens; it knows shapes of the prompt, not its content.
+What the call says wins over the config it was given, which wins over the model's own, which wins over the
+defaults. This module decides lengths and special tokens; it knows shapes of the prompt, not its content.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def check_arguments(rest: Mapping[str, Any], understood: set[str]) -> None:
-    """Raises for arguments that nobody reads: UnsupportedError for transformers' own, else GenerationError."""
+    """Raises for arguments that nobody reads: UnsupportedError for transformers' own."""
     for name, neutral in UNSUPPORTED_ARGUMENTS.items():
         value = rest.get(name)
         if value is not None and not any(value is n for n in neutral):
@@ -128,10 +128,13 @@ def check_arguments(rest: Mapping[str, Any], understood: set[str]) -> None:
         )
 
 
-def decide(config: GenerationConfig, columns: int, rows: int, limit: int | None) -> Settings:
+def decide(
+    config: GenerationConfig, columns: int, rows: int, limit: int | None, own_criteria: bool = False
+) -> Settings:
     """Lengths and special tokens for a prompt of ``columns`` cells (padding included, as in transformers).
 
     ``limit``: the model's ``max_position_embeddings``; it caps only the default length.
+    ``own_criteria``: whether the caller brings stopping criteria.
     """
     eos_ids = config.eos_token_ids
     return Settings(
@@ -139,7 +142,7 @@ def decide(config: GenerationConfig, columns: int, rows: int, limit: int | None)
         max_new_tokens=_max_new_tokens(config, columns, limit),
         min_new_tokens=_min_new_tokens(config, columns),
         eos_ids=eos_ids,
-        pad_id=_pad_id(config, eos_ids, rows),
+        pad_id=_pad_id(config, eos_ids, rows, own_criteria),
     )
 
 
@@ -151,8 +154,8 @@ def _max_new_tokens(config: GenerationConfig, columns: int, limit: int | None) -
         return config.max_new_tokens
     if not given_length:
         warnings.warn(
-            f"Neither max_new_tokens nor max_length is set, so at most {DEFAULT_NEW_TOKENS} tokens are generated; "
-            "set max_new_tokens to choose the length.",
+            f"Neither max_new_tokens nor max_length is set, so at most {DEFAULT_NEW_TOKENS} tokens are "
+            "generated; set max_new_tokens to choose the length.",
             UserWarning,
             stacklevel=5,
         )
@@ -161,8 +164,8 @@ def _max_new_tokens(config: GenerationConfig, columns: int, limit: int | None) -
     assert config.max_length is not None
     if config.max_length <= columns:
         raise GenerationError(
-            f"The prompt has {columns} tokens, but max_length, which counts them too, is {config.max_length}; "
-            "raise max_length or, better, set max_new_tokens."
+            f"The prompt has {columns} tokens, but max_length, which counts them too, is "
+            f"{config.max_length}; raise max_length or, better, set max_new_tokens."
         )
     return config.max_length - columns
 
@@ -177,13 +180,14 @@ def _min_new_tokens(config: GenerationConfig, columns: int) -> int:
 
 def _warn_both(winner: str, value: int | None, loser: str, other: int | None) -> None:
     warnings.warn(
-        f"Both `{winner}` (={value}) and `{loser}` (={other}) seem to have been set. `{winner}` will take precedence.",
+        f"Both `{winner}` (={value}) and `{loser}` (={other}) seem to have been set. "
+        f"`{winner}` will take precedence.",
         UserWarning,
         stacklevel=6,
     )
 
 
-def _pad_id(config: GenerationConfig, eos_ids: tuple[int, ...], rows: int) -> int | None:
+def _pad_id(config: GenerationConfig, eos_ids: tuple[int, ...], rows: int, own_criteria: bool) -> int | None:
     pad = config.pad_token_id
     if pad is not None and pad >= 0:
         return pad
@@ -195,10 +199,10 @@ def _pad_id(config: GenerationConfig, eos_ids: tuple[int, ...], rows: int) -> in
                 stacklevel=5,
             )
         return eos_ids[0]
-    if rows > 1 and (config.stop_strings or config.max_time):
+    if rows > 1 and (own_criteria or config.stop_strings or config.max_time):
         raise GenerationError(
-            "Rows of this batch may end at different lengths, and there is neither pad_token_id nor eos_token_id to "
-            "fill them up with; set pad_token_id."
+            "Rows of this batch may end at different lengths, and there is neither pad_token_id nor "
+            "eos_token_id to fill them up with; set pad_token_id."
         )
     return None
 

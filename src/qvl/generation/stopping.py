@@ -1,7 +1,7 @@
 """When a sequence is done, beside its eos token and its length: time, text, a caller's own rule.
 
-Criteria see token ids, never the network. Each is called with ids (B, L), the row as the caller handed it in plus
-what was generated, and answers with one bool per row.
+Criteria see token ids, never the network. Each is called with ids (B, L), the row as the caller handed it
+in plus what was generated, and answers with one bool per row.
 
 Legend: B batch, L length so far.
 """
@@ -63,10 +63,10 @@ class EosTokenCriteria(StoppingCriteria):
 class StopStringCriteria(StoppingCriteria):
     """Done when the last token completes one of ``stop_strings`` in the decoded text.
 
-    The string may begin in earlier tokens (of the prompt too) and end inside the last one. Only as many tokens
-    are decoded as the longest string has bytes, since a token holds at least one: the cost of a step does not
-    grow with the length. ``tokenizer``: anything with ``decode(ids, skip_special_tokens=...)``; special tokens
-    count as text here.
+    The string may begin in earlier tokens (of the prompt too) and end inside the last one. Only as many
+    tokens are decoded as the longest string has bytes, since a token holds at least one: the cost of a step
+    does not grow with the length. ``tokenizer``: anything with ``decode(ids, skip_special_tokens=...)``;
+    special tokens count as text here.
     """
 
     def __init__(self, tokenizer: Any, stop_strings: str | Sequence[str]) -> None:

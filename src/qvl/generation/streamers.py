@@ -1,8 +1,9 @@
 """Text while it is being generated: printed, or handed to another thread.
 
-A streamer is given token ids and a decoder of ids (a tokenizer or a processor); it knows no model. ``generate()``
-calls ``put`` with the prompt, then with every new token, then ``end``. Text is held back until it can no longer
-change: up to the last space, or at once after a line break or a CJK character, so no character is ever cut.
+A streamer is given token ids and a decoder of ids (a tokenizer or a processor); it knows no model.
+``generate()`` calls ``put`` with the prompt, then with every new token, then ``end``. Text is held back
+until it can no longer change: up to the last space, or at once after a line break or a CJK character, so no
+character is ever cut.
 
 Legend: B batch, L prompt length.
 """

@@ -1,7 +1,7 @@
 """Which generation settings make sense, alone and together, and which belong to methods that qvl lacks.
 
-A table of rules instead of a ladder of ifs: a rule names its settings, tests a value that is not None, and says
-what was expected.
+A table of rules instead of a ladder of ifs: a rule names its settings, tests a value that is not None, and
+says what was expected.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def _check_pairs(config: GenerationConfig) -> None:
         )
     if sequences > beams > 1:
         raise GenerationError(
-            f"num_return_sequences ({sequences}) cannot be larger than num_beams ({beams}): there are no more beams."
+            f"num_return_sequences ({sequences}) cannot be larger than num_beams ({beams}): there are "
+            "no more beams."
         )
     if sequences > 1 and beams == 1 and not config.do_sample:
         raise GenerationError(
@@ -121,13 +122,15 @@ def check_supported(config: GenerationConfig) -> None:
             )
     if config.cache_implementation not in CACHES:
         raise UnsupportedError(
-            f"cache_implementation={config.cache_implementation!r} is not one of qvl's caches: 'dynamic', 'static'."
+            f"cache_implementation={config.cache_implementation!r} is not one of qvl's caches: "
+            "'dynamic', 'static'."
         )
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name):
             raise UnsupportedError(
-                f"generate() does not return {name.removeprefix('output_')}: the engine runs many sequences in one "
-                f"step and keeps none. Call the model on the generated sequences with {name}=True instead."
+                f"generate() does not return {name.removeprefix('output_')}: the engine runs many "
+                "sequences in one step and keeps none. Call the model on the generated sequences with "
+                f"{name}=True instead."
             )
 
 

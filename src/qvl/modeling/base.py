@@ -102,7 +102,11 @@ class PreTrainedModel(nn.Module):
             raise InputTypeError(f"from_pretrained does not know the arguments {', '.join(sorted(kwargs))}")
         model = load_model(cls, config, folder, options)
         model.name_or_path = str(pretrained_model_name_or_path)
+        model.finish_loading(folder)
         return model.eval()
+
+    def finish_loading(self, folder: Path) -> None:
+        """What a class reads from a checkpoint besides config and tensors: nothing here."""
 
     def save_pretrained(
         self,

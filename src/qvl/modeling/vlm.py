@@ -9,6 +9,7 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from torch import nn
 
 from qvl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from qvl.errors import InputError, PlaceholderMismatchError
-from qvl.generation import GenerationMixin
+from qvl.generation import GenerationConfig, GenerationMixin
 from qvl.modeling.base import PreTrainedModel
-from qvl.modeling.cache import Cache
+from qvl.modeling.cache import Cache, DynamicCache, StaticCache
 from qvl.modeling.inputs import RowPositions, VisionArguments, given_positions, packed_positions
 from qvl.modeling.packing import Packing, read_mask
 from qvl.modeling.run import PackedRun, open_cache, run_decoder
@@ -30,6 +31,8 @@ from qvl.outputs import (
     Qwen2_5_VLCausalLMOutputWithPast,
     Qwen2_5_VLModelOutputWithPast,
 )
+
+GENERATION_FILE = "generation_config.json"
 
 
 class Qwen2_5_VisionTransformerPretrainedModel(PreTrainedModel, VisionTower):
@@ -260,6 +263,17 @@ class Qwen2_5_VLForConditionalGeneration(GenerationMixin, PreTrainedModel, Causa
 
     config_class = Qwen2_5_VLConfig
     backbone_class = Qwen2_5_VLModel
+    cache_class = DynamicCache
+    static_cache_class = StaticCache
+
+    def __init__(self, config: Qwen2_5_VLConfig) -> None:
+        super().__init__(config)
+        self.generation_config = GenerationConfig.from_model_config(config)
+
+    def finish_loading(self, folder: Path) -> None:
+        """Generation settings come with the checkpoint, where it has any."""
+        if (folder / GENERATION_FILE).is_file():
+            self.generation_config = GenerationConfig.from_pretrained(folder)
 
     def forward(
         self,

@@ -3,7 +3,7 @@
 Patches arrive in merge order: frame by frame, and inside a frame 2 x 2 neighbours (one merged token)
 together. Most blocks attend inside windows only, so patches are put in window order once, and back after the
 merger. Windows do not see each other, so their order is free: large ones come first in each frame, which
-makes the runs of equal length long (one kernel call per run). Frames stay together: some blocks see all of one.
+makes the runs of equal length long (one kernel call per run). Frames stay together: some blocks see it all.
 
 Pure functions of the grid; torch only for index tensors. Nothing here knows a weight.
 

@@ -1,6 +1,6 @@
 """Inverse frequencies of rotary embedding, for each way of stretching them to longer texts.
 
-Formulas, in float32 and in the order of operations of transformers' modeling_rope_utils so that numbers agree:
+Formulas, in float32 and in the order of operations of transformers' modeling_rope_utils, to agree to the bit:
 default: RoFormer, arXiv 2104.09864; linear: arXiv 2306.15595; dynamic: NTK-aware scaling, its base growing
 with the length; yarn: arXiv 2309.00071; longrope: arXiv 2402.13753; llama3: the Llama 3.1 release.
 

@@ -74,7 +74,7 @@ class PromptReward:
 
 @dataclass(frozen=True)
 class NoRepeatNgram:
-    """No n-gram of ``size`` tokens may come twice; with ``prompt_only``, none of the prompt may come again."""
+    """No n-gram of ``size`` tokens comes twice; with ``prompt_only``, none of the prompt comes again."""
 
     size: int
     prompt_only: bool = False
@@ -100,7 +100,7 @@ class SequenceBias:
 
     def __post_init__(self) -> None:
         bad = [ids for ids, _ in self.biases if not ids or min(ids) < 0]
-        _require(not bad, "every biased or bad word", "a non-empty list of token ids", bad[:1])
+        _require(not bad, "every entry of bad_words_ids and sequence_bias", "a list of token ids", bad[:1])
 
     def __call__(self, scores: Tensor, ids_T: Tensor, prompt_length: int) -> Tensor:
         longest = max(len(ids) for ids, _ in self.biases)
@@ -171,7 +171,7 @@ class RemoveInvalid:
 
 @dataclass(frozen=True)
 class LengthDecay:
-    """``exponential_decay_length_penalty``: the end grows likelier by ``factor`` each token after ``start``."""
+    """``exponential_decay_length_penalty``: the end grows likelier with each token after ``start``."""
 
     start: int
     factor: float

@@ -144,7 +144,7 @@ class EpsilonCutoff:
 
 @dataclass(frozen=True)
 class EtaCutoff:
-    """Like epsilon, but lower where the distribution is flat: min(e, sqrt(e) * exp(-entropy)) (2210.15191)."""
+    """Epsilon, lowered where the distribution is flat: min(e, sqrt(e) * exp(-entropy)) (2210.15191)."""
 
     epsilon: float
     keep: int = 1

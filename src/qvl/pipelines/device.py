@@ -6,24 +6,27 @@ import logging
 
 import torch
 
+from qvl.weights.placement import Placement, best_device
+
 logger = logging.getLogger(__name__)
 
 
 def pick_device(device: int | str | torch.device | None) -> torch.device:
-    """The device meant: a number is an accelerator's (-1: the CPU), None the first accelerator there is.
+    """The device meant: a number is an accelerator's (-1: the CPU), None or "auto" the first accelerator.
 
-    Without an accelerator a number means the CPU, and a log line says so.
+    Without an accelerator a number means the CPU, and a log line says so. Raises InputError for a device that
+    torch does not see here.
     """
-    if isinstance(device, torch.device):
-        return device
-    if isinstance(device, str):
-        return torch.device(device)
-    if device is not None and device < 0:
+    if device is None:
+        return best_device()
+    if not isinstance(device, int):
+        return Placement.read(device).device_of("")
+    if device < 0:
         return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda", device or 0)
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    if device is not None:
-        logger.warning("device=%d asked for, but there is no accelerator here: running on the CPU", device)
-    return torch.device("cpu")
+    best = best_device()
+    if best.type == "cpu":
+        logger.warning(
+            "device=%d was asked for, but there is no accelerator here: running on the CPU", device
+        )
+        return best
+    return torch.device(best.type, device)

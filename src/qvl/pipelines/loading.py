@@ -43,8 +43,10 @@ def pipeline(
 
     ``model``: a folder, a hub id or a loaded model; None means the bundled one. ``processor``,
     ``tokenizer`` and ``image_processor``: objects or names, when they should not be those of ``model``.
-    ``device`` and ``device_map`` exclude each other. ``model_kwargs`` go to ``from_pretrained``;
-    ``kwargs`` become the defaults of every call (``batch_size``, ``max_new_tokens``, ...).
+    ``device``: where to load it (a number is an accelerator's, -1 the CPU; by default the first accelerator);
+    a loaded model stays where it is unless ``device`` is given. ``device_map`` excludes ``device``.
+    ``model_kwargs`` go to ``from_pretrained``; ``kwargs`` become the defaults of every call (``batch_size``,
+    ``max_new_tokens``, ...).
 
     Raises UnknownNameError for another task, CheckpointNotFoundError for a model that is nowhere.
     """
@@ -59,18 +61,15 @@ def pipeline(
         )
     where = {name: value for name, value in (("revision", revision), ("token", token)) if value is not None}
     ready = _processor(model, processor, tokenizer, image_processor, where)
+    loaded: Any = model
     if isinstance(model, (str, Path)):
         settings: dict[str, Any] = {
             "dtype": dtype if torch_dtype is None else torch_dtype,
+            "device_map": pick_device(device) if device_map is None else device_map,
             **(model_kwargs or {}),
         }
-        if device_map is not None:
-            settings["device_map"] = device_map
-        model = _load_model(model, config, {**where, **settings})
-    placed = device_map is not None or "device_map" in (model_kwargs or {})
-    return ImageTextToTextPipeline(
-        model, ready, device=None if placed else pick_device(device), task=TASK, **kwargs
-    )
+        loaded, device = _load_model(model, config, {**where, **settings}), None
+    return ImageTextToTextPipeline(loaded, ready, device=device, task=TASK, **kwargs)
 
 
 def _load_model(name: str | Path, config: Any, settings: dict[str, Any]) -> Any:
@@ -83,7 +82,11 @@ def _processor(
     model: Any, processor: Any, tokenizer: Any, image_processor: Any, where: dict[str, Any]
 ) -> Any:
     if processor is None and not isinstance(model, (str, Path)):
-        raise InputError("a loaded model does not say which processor it goes with; give processor= as well")
+        model = getattr(model, "name_or_path", "")
+        if not model:
+            raise InputError(
+                "this loaded model does not say which processor it goes with; give processor= too"
+            )
     processor = _named(AutoProcessor, model if processor is None else processor, where)
     if tokenizer is None and image_processor is None:
         return processor

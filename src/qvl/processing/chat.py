@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from qvl.errors import InputTypeError, PromptError, UnknownNameError
 from qvl.processing.inert import Guard, MarkedText, Marks
-from qvl.processing.tokenizer_files import read_json
+from qvl.processing.tokenizer_files import read_json, write_json
 from qvl.processing.tools import tool_schema
 
 Message = Mapping[str, Any]
@@ -151,6 +151,28 @@ def read_templates(folder: Path, *, legacy: bool) -> Templates:
     if (path := folder / "chat_template.jinja").is_file():
         found["default"] = path.read_text(encoding="utf-8")
     return normal_templates(found or None)
+
+
+def write_templates(folder: Path, templates: Templates) -> list[str]:
+    """Writes a processor's templates where the released checkpoints have them; returns the paths.
+
+    One template goes to chat_template.json, which leaves the tokenizer its own (tokenizers read
+    chat_template.jinja as theirs). Templates by name have files of their own.
+    """
+    if templates is None:
+        return []
+    if isinstance(templates, str):
+        write_json(folder / "chat_template.json", {"chat_template": templates})
+        return [str(folder / "chat_template.json")]
+    paths = {
+        name: folder
+        / ("chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja")
+        for name in templates
+    }
+    for name, path in paths.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(templates[name], encoding="utf-8")
+    return [str(path) for path in paths.values()]
 
 
 def normal_templates(value: Any) -> Templates:

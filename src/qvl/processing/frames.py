@@ -1,7 +1,8 @@
 """Which frames of a video a model gets to see: pure arithmetic on counts, rates and times.
 
-The rules are those of transformers' Qwen2-VL video processor (``sample_frames``) with exact integers in place of
-float32 steps, and, on request, those of the qwen-vl-utils package (linspace, rounded). It opens no file.
+The rules are those of transformers' Qwen2-VL video processor (``sample_frames``) with exact integers in
+place of float32 steps, and, on request, those of the qwen-vl-utils package (linspace, rounded). It opens no
+file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ class SamplingRule:
     """How many frames to take and how to spread them.
 
     Either ``fps`` (frames per second of video) or ``num_frames``; with neither every frame is taken.
-    ``min_frames`` and ``max_frames`` bound what ``fps`` leads to (``max_frames`` wins). Counts are multiples of
-    ``temporal_patch_size`` where the video has that many. ``method``: "uniform" takes frame floor(i * T / n),
-    "linspace" rounds n points from the first frame to the last, as qwen-vl-utils does.
+    ``min_frames`` and ``max_frames`` bound what ``fps`` leads to (``max_frames`` wins). Counts are multiples
+    of ``temporal_patch_size`` where the video has that many. ``method``: "uniform" takes frame floor(i * T /
+    n), "linspace" rounds n points from the first frame to the last, as qwen-vl-utils does.
     """
 
     fps: float | None = None
@@ -46,7 +46,8 @@ class SamplingRule:
             raise InputError(f"num_frames must be at least 1, got {self.num_frames}")
         if self.max_frames < self.temporal_patch_size:
             raise InputError(
-                f"max_frames must be at least the {self.temporal_patch_size} frames of one patch, got {self.max_frames}"
+                f"max_frames must be at least {self.temporal_patch_size}, the frames of one patch, "
+                f"got {self.max_frames}"
             )
         if self.method not in FRAME_SAMPLING:
             raise UnknownNameError(f"frame_sampling must be one of {FRAME_SAMPLING}, not {self.method!r}")
@@ -58,7 +59,9 @@ class SamplingRule:
         if self.fps is None:
             return total
         if file_fps is None:
-            raise InputError("Sampling by fps needs to know the video's own rate: give video_metadata with fps")
+            raise InputError(
+                "Sampling by fps needs to know the video's own rate: give video_metadata with fps"
+            )
         most = min(self.max_frames, total) // self.temporal_patch_size * self.temporal_patch_size
         wanted = min(max(total / file_fps * self.fps, self.min_frames), most)
         return self._at_least_one_step(math.floor(wanted / self.temporal_patch_size), total)
@@ -92,7 +95,7 @@ class Timeline:
         return tuple(number / (self.fps or DEFAULT_FPS) for number in numbers)
 
     def segment(self, start: float | None, end: float | None) -> range:
-        """Numbers of the frames from ``start`` to ``end`` seconds, both included where a frame stands there."""
+        """Numbers of the frames from ``start`` to ``end`` seconds, both ends included."""
         if start is None and end is None:
             return range(self.total)
         low, high = start or 0.0, math.inf if end is None else end
@@ -113,14 +116,18 @@ class Timeline:
         if self.timestamps is not None:
             return self.timestamps
         if self.fps is None:
-            raise InputError("video_start and video_end need to know the video's own rate: give fps or video_metadata")
+            raise InputError(
+                "video_start and video_end need to know the video's own rate: give fps or video_metadata"
+            )
         return np.arange(self.total) / self.fps
 
 
 @dataclass(frozen=True)
 class FrameChoice:
-    """``indices``: numbers of the chosen frames, never descending; ``timestamps``: their seconds from the video's
-    first frame; ``sampled_fps``: frames per second at which they were really taken, None if the rate is unknown."""
+    """``indices``: numbers of the chosen frames, never descending; ``timestamps``: their seconds from the
+    video's first frame; ``sampled_fps``: frames per second at which they were really taken, None if the rate
+    is unknown.
+    """
 
     indices: tuple[int, ...]
     timestamps: tuple[float, ...]
@@ -153,18 +160,12 @@ def _even_in_time(segment: range, n: int, timeline: Timeline) -> tuple[int, ...]
 
     At a constant rate that is frame floor(i * T / n); at a varying rate a frame may be on screen twice.
     """
-    times = timeline.timestamps
-    if times is None or timeline.fps is None:
+    if timeline.timestamps is None or timeline.fps is None:
         raise InputError("A video of varying rate needs its timestamps and mean rate")
-    times = times[segment.start : segment.stop]
-    after = times[-1] + 1 / timeline.fps if segment.stop == timeline.total else timeline.timestamps[segment.stop]
+    times = timeline.timestamps[segment.start : segment.stop]
+    after = (
+        times[-1] + 1 / timeline.fps if segment.stop == timeline.total else timeline.timestamps[segment.stop]
+    )
     moments = times[0] + np.arange(n) * (after - times[0]) / n
     places = np.searchsorted(times, moments + 1e-6, side="right") - 1
     return tuple(segment[int(place)] for place in places)
-
-
-def metadata_value(metadata: Any, name: str) -> Any:
-    """An entry of video metadata, which callers give as a dict or as an object."""
-    if metadata is None:
-        return None
-    return metadata.get(name) if isinstance(metadata, dict) else getattr(metadata, name, None)

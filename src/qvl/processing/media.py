@@ -1,8 +1,9 @@
 """Opens pictures, videos and PDF pages safely: the one place where files and URLs become media.
 
-What it hands on is upright and RGB: transparency is composited on white and EXIF turned here, because the image
-processor, like that of transformers, does neither to a PIL image handed to it. It knows nothing of patches or
-models. Streams come from ``sources``, colour rules from ``rgb``, the inside of video files from ``videofile``.
+What it hands on is upright and RGB: transparency is composited on white and EXIF turned here, because the
+image processor, like that of transformers, does neither to a PIL image handed to it. It knows nothing of
+patches or models. Streams come from ``sources``, colour rules from ``rgb``, the inside of video files from
+``videofile``.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ POINTS_PER_INCH = 72  # PDF sizes are in points
 def load_image(source: Any, *, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
     """A picture as PIL image, ready for the image processor.
 
-    ``source``: a path (str or Path), a ``file:``, ``http(s):`` or ``data:`` URL, base64 text, bytes, a binary file
-    object, an array or tensor ((H, W), (H, W, C) or (C, H, W); uint8, uint16, bool or float), or a PIL image.
-    Files of any kind come back as RGB, turned by their EXIF orientation, transparency composited on white,
-    16-bit values scaled to 8; of an animation the first frame. A PIL image comes back as it is.
+    ``source``: a path (str or Path), a ``file:``, ``http(s):`` or ``data:`` URL, base64 text, bytes, a
+    binary file object, an array or tensor ((H, W), (H, W, C) or (C, H, W); uint8, uint16, bool or float), or
+    a PIL image. Files of any kind come back as RGB, turned by their EXIF orientation, transparency
+    composited on white, 16-bit values scaled to 8; of an animation the first frame. A PIL image comes back
+    as it is.
 
     Raises MediaNotFoundError, MediaFetchError, MediaDecodeError, MediaTooLargeError, InputTypeError.
     """
@@ -67,7 +69,9 @@ def _decoding(name: str) -> Iterator[None]:
         raise MediaDecodeError(f"{name} is not a picture in a format that Pillow reads") from None
     except MemoryError:
         raise
-    except Exception as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error...
+    except (
+        Exception
+    ) as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error...
         raise MediaDecodeError(f"{name} is broken or truncated and cannot be decoded: {error}") from error
 
 
@@ -98,10 +102,10 @@ def load_pdf_pages(
 ) -> list[Image.Image]:
     """Pages of a PDF as RGB pictures, on white.
 
-    ``source``: as for :func:`load_image`. ``pages``: page numbers from 0, in the order wanted; None takes all.
-    ``dpi``: dots per inch; an A4 page is 1240 x 1754 pixels at 150. Raises MediaDecodeError (no PDF, encrypted),
-    MediaTooLargeError, InputError (no such page), MissingDependencyError without pypdfium2. PDFium is not made
-    for threads: call it from one at a time.
+    ``source``: as for :func:`load_image`. ``pages``: page numbers from 0, in the order wanted; None takes
+    all. ``dpi``: dots per inch; an A4 page is 1240 x 1754 pixels at 150. Raises MediaDecodeError (no PDF,
+    encrypted), MediaTooLargeError, InputError (no such page), MissingDependencyError without pypdfium2.
+    PDFium is not made for threads: call it from one at a time.
     """
     try:
         import pypdfium2
@@ -119,7 +123,9 @@ def load_pdf_pages(
     except pypdfium2.PdfiumError as error:
         raise MediaDecodeError(f"{name} is not a PDF that can be read: {error}") from error
     with document:
-        return [_render_page(document, page, dpi, name, limits) for page in _page_numbers(pages, document, name)]
+        return [
+            _render_page(document, page, dpi, name, limits) for page in _page_numbers(pages, document, name)
+        ]
 
 
 def _page_numbers(pages: Sequence[int] | None, document: Any, name: str) -> Sequence[int]:

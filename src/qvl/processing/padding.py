@@ -52,7 +52,7 @@ class Layout:
             raise UnknownNameError(f"padding_side must be 'left' or 'right', not {side!r}")
         if max_length is not None and padding is False and truncation is None:
             warnings.warn(
-                "max_length without truncation= cuts at max_length; say truncation=True", stacklevel=4
+                "max_length without truncation= cuts at max_length; say truncation=True", stacklevel=3
             )
             cuts = "longest_first"
         limited = model_max_length is not None and model_max_length < NO_LIMIT
@@ -96,11 +96,11 @@ def lengths_kept(first: int, second: int | None, room: int, strategy: str) -> tu
     excess = first + other - room
     if excess <= 0:
         return first, other
-    if strategy == "longest_first" and second is not None:
+    if strategy == "longest_first":
         shorter = min(first, other, room // 2)
         return (shorter, room - shorter) if first <= other else (room - shorter, shorter)
     cut = other if strategy == "only_second" else first
-    if excess > cut or (strategy == "only_second" and second is None):
+    if excess >= cut:
         raise InputError(
             f"truncation={strategy!r} cannot shorten {cut} tokens by {excess}; use truncation=True"
         )

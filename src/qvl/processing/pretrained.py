@@ -17,13 +17,16 @@ from qvl.errors import CheckpointCorruptError, CheckpointNotFoundError, InputErr
 
 # Where newer checkpoints keep the settings of all processors, each under its own key
 COMBINED_FILE = "processor_config.json"
+# Entries that name the class which wrote a file; a video processor may read an image processor's
+TYPE_ENTRIES = ("image_processor_type", "video_processor_type", "feature_extractor_type")
 
 
 class SavedSettings:
-    """``from_pretrained``, ``save_pretrained``, ``from_dict`` and ``to_dict`` as transformers' processors have them.
+    """``from_pretrained``, ``save_pretrained``, ``from_dict`` and ``to_dict`` as transformers' processors
+    have them.
 
-    A subclass says under which ``files`` its settings may be found (the first is the one written), under which
-    ``section`` of ``processor_config.json``, and what ``type_entry`` names its class in the file.
+    A subclass says under which ``files`` its settings may be found (the first is the one written), under
+    which ``section`` of ``processor_config.json``, and what ``type_entry`` names its class in the file.
     """
 
     files: ClassVar[tuple[str, ...]]
@@ -58,10 +61,12 @@ class SavedSettings:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], **kwargs: Any) -> Any:
-        """A processor with ``settings``, of which ``kwargs`` replace some; ``return_unused_kwargs`` as above."""
+        """A processor with ``settings``, of which ``kwargs`` replace some; ``return_unused_kwargs`` as
+        above.
+        """
         return_unused = kwargs.pop("return_unused_kwargs", False)
         known = {**settings, **{name: kwargs.pop(name) for name in ("size",) if name in kwargs}}
-        processor = cls(**{name: value for name, value in known.items() if name != cls.type_entry[0]})
+        processor = cls(**{name: value for name, value in known.items() if name not in TYPE_ENTRIES})
         unused = {}
         for name, value in kwargs.items():
             if hasattr(processor, name):
@@ -72,7 +77,9 @@ class SavedSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, unknown ones of the file they came from included."""
-        settings = {name: copy.deepcopy(value) for name, value in vars(self).items() if not name.startswith("_")}
+        settings = {
+            name: copy.deepcopy(value) for name, value in vars(self).items() if not name.startswith("_")
+        }
         return {**settings, self.type_entry[0]: self.type_entry[1]}
 
     def to_json_string(self) -> str:

@@ -1,7 +1,7 @@
 """Any Pillow mode and any array layout to 8-bit RGB: what pictures mean, not where they come from.
 
-Rules: transparency is composited on white (as the released training pipeline did), 16-bit values are scaled to
-8 bits rather than clipped, and float values count as 0..1 where they fit in there, else as 0..255.
+Rules: transparency is composited on white (as the released training pipeline did), 16-bit values are scaled
+to 8 bits rather than clipped, and float values count as 0..1 where they fit in there, else as 0..255.
 
 Legend of shape suffixes: H height, W width, C channels.
 """
@@ -110,14 +110,19 @@ def as_array(image: Any) -> np.ndarray:
     )
 
 
-def channel_layout(shape: tuple[int, ...], channels: tuple[int, ...] = (1, 3)) -> Layout:
-    """Where the channels of a (..., C, H, W) or (..., H, W, C) array stand; first wins where both fit."""
-    if len(shape) >= 3 and shape[-3] in channels:
-        return "channels_first"
-    if len(shape) >= 3 and shape[-1] in channels:
-        return "channels_last"
-    wanted = " or ".join(map(str, channels))
-    raise InputError(f"No axis of shape {tuple(shape)} can be the channels: expected {wanted} of them, first or last")
+def channel_layout(shape: tuple[int, ...]) -> Layout:
+    """Where the channels of a (..., C, H, W) or (..., H, W, C) array stand.
+
+    1 or 3 of them are looked for first, then 4; where both ends fit, the first is taken, as in transformers.
+    """
+    for counts in ((1, 3), (4,)):
+        if len(shape) >= 3 and shape[-3] in counts:
+            return "channels_first"
+        if len(shape) >= 3 and shape[-1] in counts:
+            return "channels_last"
+    raise InputError(
+        f"No axis of shape {shape} can be the channels: expected 1, 3 or 4 of them, first or last"
+    )
 
 
 def array_to_pil(array: Any) -> Image.Image:
@@ -128,7 +133,7 @@ def array_to_pil(array: Any) -> Image.Image:
     values = as_array(array)
     if values.size == 0 or values.ndim not in (2, 3):
         raise InputError(f"A picture array must have 2 or 3 axes and no empty one, got shape {values.shape}")
-    if values.ndim == 3 and channel_layout(values.shape, (1, 3, 4)) == "channels_first":
+    if values.ndim == 3 and channel_layout(values.shape) == "channels_first":
         values = values.transpose(1, 2, 0)
     values_HWC = np.ascontiguousarray(_array_bytes(values).reshape(*values.shape[:2], -1))
     if values_HWC.shape[2] == 1:
@@ -146,7 +151,7 @@ def _array_bytes(values: np.ndarray) -> np.ndarray:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 255):
         raise InputError(
-            f"Picture values must lie in 0..255 (or 0..1 as floats), got {low} to {high} of dtype {values.dtype}"
+            f"Picture values must lie in 0..255 (or 0..1 as floats), got {low} to {high} ({values.dtype})"
         )
     fractions = np.issubdtype(values.dtype, np.floating) and high <= 1
     return np.rint(values * 255 if fractions else values).astype(np.uint8)

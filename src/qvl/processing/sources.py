@@ -7,7 +7,6 @@ opens a medium's file or fetches a medium's URL.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import os
 import tempfile
@@ -22,7 +21,13 @@ from urllib.request import url2pathname
 
 import httpx
 
-from qvl.errors import InputTypeError, MediaDecodeError, MediaFetchError, MediaNotFoundError, MediaTooLargeError
+from qvl.errors import (
+    InputTypeError,
+    MediaDecodeError,
+    MediaFetchError,
+    MediaNotFoundError,
+    MediaTooLargeError,
+)
 
 SPOOL_BYTES = 32 * 2**20  # a download up to this size stays in memory
 CHUNK_BYTES = 2**16
@@ -76,8 +81,8 @@ def describe(source: Any) -> str:
 def opened(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Iterator[IO[bytes]]:
     """A seekable binary stream of ``source``, closed at the end unless the caller opened it.
 
-    ``source``: a path (``~`` is expanded), a ``file:``, ``http(s):`` or ``data:`` URL, base64 text, bytes or a
-    binary file object. Raises MediaNotFoundError, MediaFetchError, MediaDecodeError (bad base64),
+    ``source``: a path (``~`` is expanded), a ``file:``, ``http(s):`` or ``data:`` URL, base64 text, bytes or
+    a binary file object. Raises MediaNotFoundError, MediaFetchError, MediaDecodeError (bad base64),
     MediaTooLargeError or InputTypeError.
     """
     if hasattr(source, "read"):
@@ -111,9 +116,10 @@ def _open_text(text: str, limits: MediaLimits) -> IO[bytes]:
     path = Path(text)
     if _exists(path.expanduser()):
         return _open_path(path)
+    _check_base64(text, limits)
     try:
-        data = _decode_base64(text, limits)
-    except (binascii.Error, ValueError):
+        data = _decode_base64(text)
+    except ValueError:
         data = b""
     if len(data) < 16:  # no header of any format is shorter: the text was meant as a path
         raise MediaNotFoundError(f"There is no file {describe(text)}")
@@ -145,15 +151,19 @@ def _decode_data_uri(uri: str, limits: MediaLimits) -> bytes:
         raise MediaDecodeError(f"{describe(uri)} has no comma between its header and its data")
     if not header.lower().endswith(";base64"):
         return unquote_to_bytes(body)
+    _check_base64(uri, limits)
     try:
-        return _decode_base64(unquote_to_bytes(body).decode("ascii"), limits)
-    except (binascii.Error, ValueError) as error:
+        return _decode_base64(unquote_to_bytes(body).decode("ascii"))
+    except ValueError as error:  # binascii.Error is one
         raise MediaDecodeError(f"{describe(uri)} is not valid base64: {error}") from error
 
 
-def _decode_base64(text: str, limits: MediaLimits) -> bytes:
+def _check_base64(text: str, limits: MediaLimits) -> None:
     if len(text) // 4 * 3 > limits.bytes:
         raise _too_many_bytes(describe(text), limits)
+
+
+def _decode_base64(text: str) -> bytes:
     return base64.b64decode("".join(text.split()), validate=True)
 
 
@@ -201,7 +211,7 @@ def fetch(url: str, limits: MediaLimits = DEFAULT_LIMITS) -> IO[bytes]:
 
 def _download(response: httpx.Response, url: str, limits: MediaLimits) -> IO[bytes]:
     end = time.monotonic() + limits.deadline
-    stream: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # type: ignore[assignment]  # noqa: SIM115
+    stream: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
     try:
         for chunk in response.iter_bytes(CHUNK_BYTES):
             stream.write(chunk)
@@ -217,4 +227,6 @@ def _download(response: httpx.Response, url: str, limits: MediaLimits) -> IO[byt
 
 
 def _too_many_bytes(name: str, limits: MediaLimits) -> MediaTooLargeError:
-    return MediaTooLargeError(f"{name} holds more than {limits.bytes:,} bytes, the limit set by MediaLimits.bytes")
+    return MediaTooLargeError(
+        f"{name} holds more than {limits.bytes:,} bytes, the limit set by MediaLimits.bytes"
+    )

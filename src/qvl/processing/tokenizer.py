@@ -56,9 +56,9 @@ class Qwen2TokenizerFast(Vocabulary):
         """Token ids of one text or a batch, as lists or (``return_tensors``) int64 tensors (B, L).
 
         ``text``: a string, a list of strings, or lists of words with ``is_split_into_words``. ``padding``:
-        True or "longest", "max_length", False. ``truncation``: True or "longest_first", "only_first", "only_second",
-        False. ``max_length`` in tokens. ``offset_mapping`` counts characters. ``split_special_tokens`` reads
-        special tokens as plain text.
+        True or "longest", "max_length", False. ``truncation``: True or "longest_first", "only_first",
+        "only_second", False. ``max_length`` in tokens. ``offset_mapping`` counts characters.
+        ``split_special_tokens`` reads special tokens as plain text.
         """
         texts, pairs, batched = _as_batch(text, text_pair, is_split_into_words)
         layout = Layout.of(

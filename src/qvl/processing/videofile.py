@@ -1,8 +1,8 @@
 """The inside of a video file: what it holds, and chosen frames out of it without decoding the rest.
 
-A file is first read through without decoding (a few hundred thousand packets a second), which gives the exact
-presentation time of every frame and the keyframes. A chosen frame then costs a seek to the keyframe before it and
-the decoding of what lies between. It knows nothing of models, sampling rates or patches.
+A file is first read through without decoding (a few hundred thousand packets a second), which gives the
+exact presentation time of every frame and the keyframes. A chosen frame then costs a seek to the keyframe
+before it and the decoding of what lies between. It knows nothing of models, sampling rates or patches.
 
 Legend of shape suffixes: T frames, H height, W width, C channels.
 """
@@ -44,10 +44,10 @@ class PacketIndex:
 class VideoFile:
     """One video stream. Use it in ``with``, or call :meth:`close`.
 
-    ``total_frames``; ``fps``: mean frames per second; ``duration``: seconds; ``width``, ``height``: pixels as shown,
-    that is after ``rotation`` (degrees counterclockwise: 0, 90, 180 or 270); ``timestamps_T``: float64 seconds of
-    every frame from the first; ``constant_rate``: whether frame k stands at k / fps; ``decoded_frames``: how many
-    frames the decoder has returned so far.
+    ``total_frames``; ``fps``: mean frames per second; ``duration``: seconds; ``width``, ``height``: pixels
+    as shown, that is after ``rotation`` (degrees counterclockwise: 0, 90, 180 or 270); ``timestamps_T``:
+    float64 seconds of every frame from the first; ``constant_rate``: whether frame k stands at k / fps;
+    ``decoded_frames``: how many frames the decoder has returned so far.
 
     Raises MediaDecodeError for a file without a decodable frame and MediaTooLargeError beyond ``limits``.
     """
@@ -90,13 +90,14 @@ class VideoFile:
         if len(numbers) > self._limits.sampled_frames:
             raise MediaTooLargeError(
                 f"{len(numbers)} frames of {self.name} are wanted, more than the "
-                f"{self._limits.sampled_frames} that MediaLimits.sampled_frames allows: lower fps or num_frames"
+                f"{self._limits.sampled_frames} of MediaLimits.sampled_frames: lower fps or num_frames"
             )
         picture, before = None, -1
         for number in numbers:
             if not before <= number < self.total_frames or number < 0:
                 raise InputError(
-                    f"Frame numbers of {self.name} must ascend within 0 to {self.total_frames - 1}, got {number}"
+                    f"Frames of {self.name} are numbered 0 to {self.total_frames - 1} and asked for in "
+                    f"ascending order, got {number}"
                 )
             if picture is None or number != before:
                 picture, before = self._picture(self._frame(number)), number
@@ -231,8 +232,8 @@ class VideoFile:
         pixels = stream.width * stream.height
         if pixels > self._limits.video_pixels:
             raise MediaTooLargeError(
-                f"The frames of {self.name} are {stream.width} x {stream.height} = {pixels:,} pixels, more than "
-                f"the {self._limits.video_pixels:,} that MediaLimits.video_pixels allows"
+                f"The frames of {self.name} are {stream.width} x {stream.height} = {pixels:,} pixels, "
+                f"more than the {self._limits.video_pixels:,} of MediaLimits.video_pixels"
             )
 
     def _open_container(self) -> Any:

@@ -215,7 +215,12 @@ class Vocabulary:
         self._blind_backend = None
         if isinstance(token, Mapping):
             (token,) = tokenizer_files.parse_added_tokens({0: token})
-        return self._backend.add_special_tokens([token]) if special else self._backend.add_tokens([token])
+        before = len(self)
+        if special:
+            self._backend.add_special_tokens([token])
+        else:
+            self._backend.add_tokens([token])
+        return len(self) - before
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """The id of a token, or the ids of several; the unknown token's id (or None) for others."""

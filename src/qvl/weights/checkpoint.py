@@ -1,44 +1,56 @@
-"""The files of a checkpoint: safetensors, one or several with an index, read memory-mapped, written atomically.
-
-Knows files and stored tensors. Knows no modules but for collecting what is to be saved, and nothing of what the
-tensors mean; renaming is ``names``'s business and matching is ``load``'s.
-"""
+"""A module as a checkpoint folder: config.json and weights in the released layout, which every tool reads."""
 
 from __future__ import annotations
 
-import json
+import copy
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qvl.config.base import read_json
-from qvl.errors import CheckpointCorruptError, CheckpointNotFoundError, InputError
+from qvl.weights.files import parse_size, write_tensors
 from qvl.weights.names import to_released
+from qvl.weights.quantize import flatten_quantized, is_quantized
+from qvl.weights.tensors import repeated_names
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_OWN_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_BINARY_UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_NUMPY_FREE_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+
+def save_checkpoint(
+    module: Any,
+    folder: str | os.PathLike[str],
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write ``module`` (its ``config`` and tensors) into ``folder``.
+
+    ``state_dict``: other tensors to write, by the module's own names. ``max_shard_size``: bytes or "5GB";
+    more than that goes into several files with an index. Tied tensors are written once. Raises
+    UnsupportedError for quantized weights that safetensors cannot hold, before anything is written.
+    """
+    parse_size(max_shard_size)
+    tensors, header = stored_tensors(module, module.state_dict() if state_dict is None else state_dict)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder, tensors, max_shard_size=max_shard_size, **header)
+    config = copy.deepcopy(module.config)
+    config.architectures = [type(module).__name__]
+    config.dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    config.save_pretrained(folder)
+
+
+def stored_tensors(
+    module: nn.Module, state_dict: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What goes into the files (released name -> tensor), and what into their header besides."""
+    prefix = getattr(module, "checkpoint_prefix", "")
+    repeated = repeated_names(module)
+    tensors = {
+        to_released(prefix + name): tensor.detach()
+        for name, tensor in state_dict.items()
+        if name not in repeated
+    }
+    if any(is_quantized(tensor) for tensor in tensors.values()):
+        return flatten_quantized(tensors)
+    return tensors, {}

@@ -1,8 +1,9 @@
 """One table of names for every layout in which Qwen2.5-VL tensors are stored.
 
-Inside qvl a tensor has its newer name (``model.visual.*``, ``model.language_model.*``, ``lm_head.*``), which is
-also its module's. Files have those, or the released names of 2025-02 (``visual.*``, ``model.*``), or bare ones
-where somebody saved one part alone. Files are written with the released names: every tool reads those.
+Inside qvl a tensor has its newer name (``model.visual.*``, ``model.language_model.*``, ``lm_head.*``),
+which is also its module's. Files have those, or the released names of 2025-02 (``visual.*``, ``model.*``),
+or bare ones where somebody saved one part alone. Files are written with the released names: every tool
+reads those.
 """
 
 from __future__ import annotations

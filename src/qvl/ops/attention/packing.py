@@ -22,7 +22,7 @@ def check_packing(
     """Raise InputError unless the lengths cover both tensors and every query has a key to look at."""
     if len(q_lengths) != len(k_lengths):
         raise InputError(
-            f"{len(q_lengths)} lengths of queries but {len(k_lengths)} of keys; every sequence has one of each."
+            f"{len(q_lengths)} lengths of queries but {len(k_lengths)} of keys; a sequence has one of each."
         )
     for what, rows, lengths in (("query", q_THD.shape[0], q_lengths), ("key", k_SGD.shape[0], k_lengths)):
         if sum(lengths) != rows:
@@ -36,7 +36,7 @@ def check_packing(
     for q_length, k_length in zip(q_lengths, k_lengths, strict=True):
         if q_length and (not k_length or (causal and q_length > k_length)):
             raise InputError(
-                f"A sequence of {q_length} queries has {k_length} keys; every query needs one that it may see."
+                f"A sequence of {q_length} queries has {k_length} keys; a query needs one that it may see."
             )
 
 

@@ -1,0 +1,214 @@
+"""From files to a module: every parameter filled, every stored tensor accounted for, nothing copied twice.
+
+The module is built on the meta device, so it costs no memory until tensors are assigned; tensors of the right
+dtype are assigned straight from the mapped file. Rotary tables are computed on demand by the network, so no
+buffer has to be restored.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qvl.errors import CheckpointMismatchError, InputError, UnsupportedError
+from qvl.weights.files import Checkpoint
+from qvl.weights.names import to_internal
+from qvl.weights.placement import DeviceMap, Placement
+from qvl.weights.progress import SlowProgress
+from qvl.weights.quantize import QuantizedCheckpoint, TorchAoConfig, is_quantized, quantize_module
+from qvl.weights.tensors import Group, groups_of
+
+LISTED = 20  # names in an error message before "and N more"
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """The arguments of ``from_pretrained`` that say how, not what, to load.
+
+    ``dtype``: "auto" (what the config says, else what the file has) or a torch dtype.
+    """
+
+    dtype: torch.dtype | str = "auto"
+    device_map: DeviceMap = None
+    attn_implementation: str | None = None
+    quantization_config: TorchAoConfig | None = None
+
+    @classmethod
+    def read(cls, kwargs: dict[str, Any]) -> LoadingOptions:
+        """Take these options out of ``kwargs``.
+
+        ``torch_dtype`` is the older name of ``dtype``. ``low_cpu_mem_usage`` and ``use_safetensors`` describe
+        what is always done here.
+        """
+        kwargs.pop("low_cpu_mem_usage", None)
+        if kwargs.pop("use_safetensors", None) is False:
+            raise UnsupportedError(
+                "pickled weights are never opened here; use_safetensors=False cannot be served"
+            )
+        older = kwargs.pop("torch_dtype", None)
+        dtype = kwargs.pop("dtype", None) or older or "auto"
+        quantization = kwargs.pop("quantization_config", None)
+        if isinstance(quantization, dict):
+            quantization = TorchAoConfig.from_dict(quantization)
+        return cls(
+            dtype=as_dtype(dtype),
+            device_map=kwargs.pop("device_map", None),
+            attn_implementation=kwargs.pop("attn_implementation", None),
+            quantization_config=quantization,
+        )
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
+    """A name such as "bfloat16" as the torch dtype; "auto" and a dtype as they are."""
+    if isinstance(dtype, str) and dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise InputError(f'dtype is {dtype!r}; expected "auto" or a floating-point dtype such as "bfloat16"')
+
+
+def load_model(model_class: type[nn.Module], config: Any, folder: Path, options: LoadingOptions) -> Any:
+    """A ``model_class(config)`` with the weights of ``folder``, placed, cast and quantized by ``options``.
+
+    ``config`` is copied; the copy says which dtype, attention and quantization the model really has.
+    """
+    placement = Placement.read(options.device_map)
+    placement.require()
+    if options.quantization_config is not None:
+        options.quantization_config.require()
+    config = copy.deepcopy(config)
+    config._attn_implementation = options.attn_implementation or config._attn_implementation
+    source = open_weights(folder, config)
+    if isinstance(source, QuantizedCheckpoint):
+        _refuse_changes(source, options)
+    config.dtype = _dtype_of(options, config, source)
+    with torch.device("meta"):
+        module = model_class(config)
+    prefix = getattr(model_class, "checkpoint_prefix", "")
+    fill(module, source, prefix=prefix, dtype=config.dtype, placement=placement)
+    if options.quantization_config is not None:
+        quantize_module(module, options.quantization_config)
+        config.quantization_config = options.quantization_config.to_dict()
+    placement.dispatch(module)
+    return module
+
+
+def open_weights(folder: Path, config: Any) -> Checkpoint | QuantizedCheckpoint:
+    """The stored tensors of ``folder``, put together first if ``config`` says that they are quantized."""
+    stored_as = getattr(config, "quantization_config", None)
+    if stored_as is None:
+        return Checkpoint(folder)
+    TorchAoConfig.from_dict(stored_as).require()
+    return QuantizedCheckpoint.restore(Checkpoint(folder))
+
+
+def _refuse_changes(source: QuantizedCheckpoint, options: LoadingOptions) -> None:
+    """Quantized weights are what they are: neither quantized again nor cast."""
+    if options.quantization_config is not None:
+        raise UnsupportedError(f"{source.folder} is quantized already; load it without quantization_config")
+    if options.dtype not in ("auto", source.float_dtype()):
+        raise UnsupportedError(
+            f"the quantized weights of {source.folder} work in {source.float_dtype()}; "
+            "load them with dtype='auto'"
+        )
+
+
+def _dtype_of(options: LoadingOptions, config: Any, source: Checkpoint | QuantizedCheckpoint) -> Any:
+    if isinstance(options.dtype, torch.dtype):
+        return options.dtype
+    return config.dtype or source.float_dtype()
+
+
+def load_checkpoint(
+    module: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    device_map: DeviceMap = None,
+) -> None:
+    """Fill ``module``, which may be on the meta device, from the checkpoint in ``folder``.
+
+    ``dtype``: of floating-point tensors; None leaves each as it is stored. Raises CheckpointNotFoundError,
+    CheckpointCorruptError, or CheckpointMismatchError with the names of tensors that do not fit.
+    """
+    prefix = getattr(module, "checkpoint_prefix", "")
+    fill(module, Checkpoint(Path(folder)), prefix=prefix, dtype=dtype, placement=Placement.read(device_map))
+
+
+def fill(
+    module: nn.Module,
+    source: Checkpoint | QuantizedCheckpoint,
+    *,
+    prefix: str = "",
+    dtype: torch.dtype | None = None,
+    placement: Placement,
+) -> None:
+    """Assign every tensor of ``module`` from ``source``; ``prefix``: where in a whole model it stands."""
+    plan = match(module, source, prefix)
+    total = sum(group.tensor.numel() for group, _ in plan) * (dtype or torch.float32).itemsize
+    with SlowProgress("Loading weights", total) as progress:
+        for group, stored in plan:
+            device = placement.device_of(group.names[0])
+            tensor = source.read(stored, dtype=dtype, device=device)
+            trainable = group.tensor.requires_grad and not is_quantized(tensor)
+            group.assign(module, tensor, trainable=trainable)
+            progress.advance(tensor.nbytes)
+
+
+def match(
+    module: nn.Module, source: Checkpoint | QuantizedCheckpoint, prefix: str
+) -> list[tuple[Group, str]]:
+    """Which stored tensor fills which of the module's; CheckpointMismatchError unless that works out exactly.
+
+    A tied tensor may be stored under any of its names, or several: the first counts. Tensors outside of
+    ``prefix`` belong to other parts of the model and are passed over.
+    """
+    stored, unexpected = _by_internal_name(source)
+    plan, missing, wrong = [], [], []
+    for group in groups_of(module):
+        found = next((prefix + name for name in group.names if prefix + name in stored), None)
+        if found is None:
+            missing.append(prefix + group.names[0])
+        elif source.shape(stored[found]) != tuple(group.tensor.shape):
+            wrong.append(
+                f"{found} (stored {source.shape(stored[found])}, needed {tuple(group.tensor.shape)})"
+            )
+        else:
+            plan.append((group, stored[found]))
+    known = {prefix + name for name in module.state_dict()}
+    unexpected += [stored[name] for name in stored if name.startswith(prefix) and name not in known]
+    if missing or wrong or unexpected:
+        raise CheckpointMismatchError(
+            f"the checkpoint {source.folder} does not fit {type(module).__name__}: "
+            + "; ".join(
+                _listed(missing, "missing")
+                + _listed(unexpected, "unexpected")
+                + _listed(wrong, "of another shape")
+            )
+        )
+    return plan
+
+
+def _by_internal_name(source: Checkpoint | QuantizedCheckpoint) -> tuple[dict[str, str], list[str]]:
+    """Internal name -> stored name, and the stored names that say the same as an earlier one."""
+    stored: dict[str, str] = {}
+    repeated = []
+    for name in source.files:
+        internal = to_internal(name)
+        if internal is not None and stored.setdefault(internal, name) != name:
+            repeated.append(name)
+    return stored, repeated
+
+
+def _listed(names: list[str], what: str) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return [f"{len(names)} {what}: {', '.join(names[:LISTED])}{more}"]

@@ -1,0 +1,310 @@
+"""The command line: exit codes, one-line errors, what goes to stdout, JSON; with a tiny checkpoint."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qvl.cli import BROKEN_PIPE, FAILED, INTERRUPTED, OK, USAGE, main
+from support.checkpoint import write_checkpoint
+from support.video import write_video
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(write_checkpoint(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    noise = np.random.default_rng(0).integers(0, 255, (60, 100, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "picture.png")
+    (folder / "picture.mp4").write_bytes((folder / "picture.png").read_bytes())
+    write_video(folder / "video.mp4", frames=8, size=(64, 48), fps=4)
+    (folder / "text.jpg").write_text("this is no picture " * 20)
+    Image.fromarray(noise).save(folder / "whole.jpg")
+    (folder / "truncated.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:900])
+    (folder / "corrupt.mp4").write_bytes((folder / "video.mp4").read_bytes()[:60] + bytes(2000))
+    Image.new("RGB", (5000, 1)).save(folder / "thin.png")
+    return folder
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*words):
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def one_line(err, *parts):
+    """The last line is the error, there is no other line of an error, and it holds ``parts``."""
+    lines = err.strip().splitlines()
+    assert lines[-1].startswith("qvl: "), err
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in lines[-1]
+    return True
+
+
+class TestAsk:
+    def test_the_answer_and_nothing_else_is_on_stdout(self, run, model, media):
+        code, out, err = run("ask", media / "picture.png", "What?", "--model", model, "--max-new-tokens", 3)
+        assert (code, err) == (OK, "")
+        assert out.endswith("\n")
+
+    def test_a_plain_question(self, run, model):
+        assert run("ask", "Who are you?", "-m", model, "--max-new-tokens", 2)[0] == OK
+
+    def test_json(self, run, model, media):
+        words = [
+            "ask",
+            media / "picture.png",
+            media / "video.mp4",
+            "What?",
+            "-m",
+            model,
+            "--max-new-tokens",
+            3,
+        ]
+        code, out, _ = run(*words, "--json", "--fps", 2)
+        answer = json.loads(out)
+        assert (code, out.count("\n")) == (OK, 1)
+        assert set(answer) == {
+            "model", "question", "answer", "finish_reason", "media", "tokens", "seconds", "boxes"
+        }  # fmt: skip
+        assert answer["finish_reason"] in ("stop", "length")
+        assert answer["tokens"]["generated"] <= 3
+        assert answer["tokens"]["media"] == sum(medium["tokens"] for medium in answer["media"])
+        assert answer["tokens"]["prompt"] > answer["tokens"]["media"]
+        assert [m["kind"] for m in answer["media"]] == ["image", "video"]
+        assert (answer["media"][0]["width"], answer["media"][0]["height"]) == (100, 60)
+        assert set(answer["seconds"]) == {"prepare", "load", "first_token", "generate", "total"}
+
+    def test_json_and_streamed_answer_agree(self, run, model, media):
+        words = ["ask", media / "picture.png", "What?", "-m", model, "--max-new-tokens", 8]
+        streamed = run(*words)[1]
+        assert json.loads(run(*words, "--json")[1])["answer"].rstrip() == streamed.rstrip()
+
+    def test_content_decides_what_a_file_is(self, run, model, media):
+        words = ["ask", media / "picture.mp4", "What?", "-m", model, "--max-new-tokens", 1, "--json"]
+        assert json.loads(run(*words)[1])["media"][0]["kind"] == "image"
+
+    def test_a_picture_from_stdin(self, run, model, media, monkeypatch):
+        stdin = io.TextIOWrapper(io.BytesIO((media / "picture.png").read_bytes()))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        words = ["ask", "-", "What?", "-m", model, "--max-new-tokens", 1, "--json"]
+        assert json.loads(run(*words)[1])["media"][0]["source"] == "stdin"
+
+    def test_pixel_limits_change_the_tokens(self, run, model, media):
+        words = ["ask", media / "picture.png", "What?", "-m", model, "--max-new-tokens", 1, "--json"]
+        few = json.loads(run(*words, "--max-pixels", 56 * 56)[1])["tokens"]["media"]
+        many = json.loads(run(*words, "--min-pixels", 112 * 112, "--max-pixels", 224 * 224)[1])["tokens"][
+            "media"
+        ]
+        assert few < many
+
+    def test_sampling_with_a_seed_repeats(self, run, model):
+        words = ["ask", "Who?", "-m", model, "--max-new-tokens", 8, "--temperature", 1.5, "--seed", 3]
+        assert run(*words)[1] == run(*words)[1]
+
+    def test_the_bundled_model_is_named_on_stderr(self, run):
+        pytest.importorskip("qvl.auto")
+        code, out, err = run("ask", "Who?", "--max-new-tokens", 1)
+        assert code == OK
+        assert "qvl/digits" in err and "qvl/digits" not in out
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("name", "parts"),
+        [
+            ("missing.jpg", ["missing.jpg"]),
+            ("text.jpg", ["text.jpg", "neither a picture"]),
+            ("truncated.jpg", ["truncated.jpg", "truncated"]),
+            ("corrupt.mp4", ["corrupt.mp4"]),
+            ("thin.png", ["200"]),
+            ("", ["folder"]),
+        ],
+    )
+    def test_unusable_media(self, run, model, media, name, parts):
+        code, out, err = run("ask", media / name, "What?", "-m", model)
+        assert (code, out) == (USAGE, "")
+        assert one_line(err, *parts)
+
+    @pytest.mark.parametrize(
+        ("words", "part"),
+        [
+            (["ask"], "QUESTION"),
+            (["ask", "What?", "--no-such-option"], "--no-such-option"),
+            (["ask", "What?", "--max-new-tokens", "many"], "many"),
+            (["ask", "What?", "--max-new-tokens", "-3"], "max_new_tokens"),
+            (["ask", "What?", "--temperature", "-1"], "temperature"),
+            (["ask", "What?", "--dtype", "int3"], "int3"),
+            (["ask", "  "], "question"),
+            (["ask", "-", "-", "What?"], "stdin"),
+            (["no-such-command"], "no-such-command"),
+            (["info"], "MODEL"),
+        ],
+    )
+    def test_wrong_usage(self, run, words, part):
+        code, out, err = run(*words)
+        assert (code, out) == (USAGE, "")
+        assert len(err.strip().splitlines()) == 1
+        assert one_line(err, part)
+
+    def test_a_medium_where_the_question_should_be(self, run, media):
+        code, _, err = run("ask", media / "picture.png")
+        assert code == USAGE and one_line(err, "question")
+
+    def test_frames_per_second_below_zero(self, run, model, media):
+        code, _, err = run("ask", media / "video.mp4", "What?", "-m", model, "--fps", -1)
+        assert code == USAGE and one_line(err, "fps")
+
+    def test_a_folder_without_a_model(self, run, tmp_path):
+        code, out, err = run("ask", "What?", "-m", tmp_path)
+        assert (code, out) == (FAILED, "") and one_line(err, "config.json")
+
+    def test_a_model_that_is_nowhere(self, run):
+        code, _, err = run("ask", "What?", "-m", "/no/such/folder")
+        assert code == FAILED and one_line(err, "/no/such/folder")
+
+    def test_truncated_weights(self, run, tmp_path):
+        write_checkpoint(tmp_path)
+        (weights,) = tmp_path.glob("*.safetensors")
+        weights.write_bytes(weights.read_bytes()[:1000])
+        code, out, err = run("ask", "What?", "-m", tmp_path)
+        assert (code, out) == (FAILED, "") and one_line(err, weights.name)
+
+    def test_debug_shows_the_traceback_and_the_line(self, run):
+        for words in (["--debug", "ask", "What?", "-m", "/no"], ["ask", "What?", "-m", "/no", "--debug"]):
+            code, _, err = run(*words)
+            assert code == FAILED
+            assert "Traceback" in err
+            assert err.strip().splitlines()[-1].startswith("qvl: ")
+
+    def test_a_bug_is_one_line_too(self, run, monkeypatch):
+        monkeypatch.setattr("qvl.cli.common.generation_settings", lambda *_: 1 / 0)
+        monkeypatch.setattr("qvl.cli.ask.generation_settings", lambda *_: 1 / 0)
+        code, _, err = run("ask", "What?")
+        assert code == FAILED and one_line(err, "ZeroDivisionError", "--debug")
+
+    def test_interrupt(self, run, monkeypatch):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("qvl.cli.ask.generation_settings", interrupt)
+        assert run("ask", "What?")[0] == INTERRUPTED
+
+
+class TestInfo:
+    def test_without_weights(self, run, tmp_path, media):
+        write_checkpoint(tmp_path, weights=False)
+        code, out, err = run(
+            "info", tmp_path, media / "picture.png", media / "video.mp4", "--json", "--fps", 2
+        )
+        facts = json.loads(out)
+        assert (code, err) == (OK, "")
+        assert facts["architecture"]["layers"] == 3
+        assert facts["parameters"]["total"] > facts["parameters"]["vision"] > 0
+        assert facts["memory_bytes"]["float32"] == 4 * facts["parameters"]["total"]
+        assert facts["kv_bytes_per_token"]["bfloat16"] == 2 * 3 * 2 * 8 * 2
+        picture, video = facts["media"]
+        assert picture["grid"] == [1, picture["resized_height"] // 14, picture["resized_width"] // 14]
+        assert picture["tokens"] == picture["grid"][1] * picture["grid"][2] // 4
+        assert (video["frames"], video["grid"][0]) == (4, 2)
+
+    def test_the_tokens_are_those_that_a_question_costs(self, run, model, media):
+        words = [media / "picture.png", media / "video.mp4"]
+        told = json.loads(run("info", model, *words, "--json")[1])["media"]
+        paid = json.loads(run("ask", *words, "?", "-m", model, "--max-new-tokens", 1, "--json")[1])
+        assert [m["tokens"] for m in told] == [m["tokens"] for m in paid["media"]]
+
+    def test_tables(self, run, model, media):
+        code, out, _ = run("info", model, media / "picture.png", media / "video.mp4")
+        assert code == OK
+        assert "parameters" in out and "video.mp4" in out and "tokens in all" in out
+
+    def test_a_checkpoint_of_another_kind(self, run, tmp_path):
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        code, _, err = run("info", tmp_path)
+        assert code == FAILED and one_line(err, "bert")
+
+
+class TestChat:
+    @pytest.fixture
+    def talk(self, run, monkeypatch, model):
+        def talk(*lines, options=()):
+            monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+            return run("chat", "-m", model, "--max-new-tokens", 3, *options)
+
+        return talk
+
+    def test_answers_on_stdout_remarks_on_stderr(self, talk, media):
+        code, out, err = talk("Hi", f"/image {media / 'picture.png'}", "And this?", "/quit", "unread")
+        assert code == OK
+        assert out.count("\n") >= 2 and "picture.png" not in out
+        assert "picture.png: image" in err
+
+    def test_the_end_of_input_leaves(self, talk):
+        assert talk("Hi")[0] == OK
+
+    def test_errors_do_not_end_the_conversation(self, talk):
+        code, out, err = talk("/image /no/such.png", "/video", "/dance", "Hi")
+        assert code == OK and out
+        assert [line.startswith("qvl: ") for line in err.strip().splitlines()] == [True] * 3
+
+    def test_help_and_reset(self, talk):
+        _, out, err = talk("/help", "/reset")
+        assert out == "" and "/video PATH" in err and "forgotten" in err
+
+
+class TestProgram:
+    """The program as a process: start, version, help, pipes."""
+
+    def start(self, *words, **settings):
+        environment = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1", **settings.pop("env", {})}
+        command = [sys.executable, "-m", "qvl.cli", *map(str, words)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, **settings
+        )
+
+    def test_version(self):
+        import qvl
+
+        assert self.start("--version").stdout == f"qvl {qvl.__version__}\n"
+
+    def test_alone_it_prints_help(self):
+        alone, asked = self.start(), self.start("--help")
+        assert (alone.returncode, alone.stdout, alone.stderr) == (0, asked.stdout, "")
+        assert "ask" in alone.stdout and "Exit codes" in alone.stdout
+
+    def test_help_needs_no_torch(self):
+        code = (
+            "import sys; from qvl.cli import main; main(['ask', '--help']); sys.exit('torch' in sys.modules)"
+        )
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+    def test_exit_codes_reach_the_shell(self, media):
+        missing = self.start("ask", media / "missing.png", "What?")
+        assert (missing.returncode, missing.stdout) == (USAGE, "")
+        assert len(missing.stderr.splitlines()) == 1
+
+    def test_a_reader_that_goes_away_is_no_error(self, model):
+        script = f"{sys.executable} -m qvl.cli info {model} | true; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
+        assert done.stderr == ""
+        assert int(done.stdout) in (OK, BROKEN_PIPE)
