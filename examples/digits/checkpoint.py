@@ -15,9 +15,11 @@ from tokenizers import Tokenizer
 
 from qvl.config import Qwen2_5_VLConfig
 from qvl.network.vlm import CausalLM
+from qvl.weights.names import to_released
 
 ROWS = 512  # of the embedding: a few more than there are tokens, as in the released models
-MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112  # scans of 8 x 8 cells hold no more than this shows
+# Scans of 8 x 8 cells hold no more than this shows, and the sizes in ``lessons`` are those that come of it.
+MIN_PIXELS, MAX_PIXELS = 56 * 112, 84 * 140
 
 
 def model_config() -> Qwen2_5_VLConfig:
@@ -98,19 +100,11 @@ def write_small_files(folder: Path) -> Tokenizer:
 def export(network: CausalLM, folder: Path) -> None:
     """Writes ``model.safetensors`` in bfloat16 under the released names; the tied head is not written."""
     tensors = {
-        released_name(name): value.detach().to(torch.bfloat16).contiguous()
+        to_released(name): value.detach().to(torch.bfloat16).contiguous()
         for name, value in network.state_dict().items()
         if name != "lm_head.weight"
     }
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
-
-
-def released_name(name: str) -> str:
-    return (
-        name.removeprefix("model.")
-        if name.startswith("model.visual.")
-        else name.replace("language_model.", "", 1)
-    )
 
 
 def write_json(path: Path, values: dict[str, object]) -> None:

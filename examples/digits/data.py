@@ -107,7 +107,7 @@ class Drawn:
         return torch.where(hit, labels_BK.gather(1, nearest), nothing).flatten()
 
 
-TRAINING = Distortion(turn=0.22, shear=0.25, stretch=0.16, elastic=0.05, stroke=0.12, noise=0.06)
+TRAINING = Distortion(turn=0.2, shear=0.22, stretch=0.18, elastic=0.045, stroke=0.12, noise=0.06)
 FAITHFUL = Distortion()
 
 

@@ -1,8 +1,8 @@
 """How well the small model reads scans of writers it never saw: the figures of the README.
 
-Pictures of one, two and three held-out digits, in sizes and proportions as people have them, go the public way:
-processor, chat template, ``generate``. A number counts as read if the whole answer is exactly it. Every held-out
-scan stands in one picture of each kind at least. Seeded: the pictures are the same every time.
+Pictures of one, two and three held-out digits, in sizes and proportions as people have them, go the public
+way: processor, chat template, ``generate``. A number counts as read if the whole answer is exactly it. Every
+held-out scan stands in one picture of each kind at least. Seeded: the pictures are the same every time.
 
     python -m examples.digits.evaluate [--model FOLDER] [--dtype float32] [--json FILE]
 """

@@ -36,10 +36,8 @@ IGNORED = -100  # where cross entropy looks away
 SECOND_TURN = 0.15  # how often a conversation goes on with another picture
 TEXT_FIRST = 0.15  # how often the question stands before the picture
 
-# Sizes that the processor leaves as they are: 4 to 16 tokens, some of them one window and some two.
+# Sizes (height, width) that the processor makes of people's pictures: 8 to 15 tokens, one window or two.
 SIZES = (
-    (56, 56),
-    (56, 84),
     (56, 112),
     (56, 140),
     (56, 168),
@@ -48,9 +46,10 @@ SIZES = (
     (84, 140),
     (112, 56),
     (112, 84),
-    (112, 112),
     (140, 84),
 )
+# The most digits for the least work: what the tower sees while it learns alone.
+DENSE_SIZES = ((56, 56), (56, 84), (56, 112))
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,17 @@ class Conversations:
 
 
 def draw_lesson(
-    scans: Scans, batch: int, size: tuple[int, int], distortion: Distortion, generator: torch.Generator
+    scans: Scans,
+    batch: int,
+    size: tuple[int, int],
+    distortion: Distortion,
+    generator: torch.Generator,
+    *,
+    dense: bool = False,
 ) -> Pictures:
-    """Pictures of random numbers, with as many digits as fit the size."""
+    """Pictures of random numbers: one digit up to as many as fit the size, or (``dense``) as many as fit."""
     most = min(MAX_DIGITS, size[1] // 28 - 1)
-    counts_B = torch.randint(1, most + 1, (batch,), generator=generator)
+    counts_B = torch.randint(most if dense else 1, most + 1, (batch,), generator=generator)
     chosen_BK = torch.randint(len(scans), (batch, MAX_DIGITS), generator=generator)
     return show(scans, chosen_BK, counts_B, size, distortion, generator)
 

@@ -23,6 +23,7 @@ import torch
 from examples.digits.checkpoint import export, model_config, write_small_files
 from examples.digits.data import FAITHFUL, TRAINING, Scans, load_scans
 from examples.digits.lessons import (
+    DENSE_SIZES,
     IGNORED,
     NOTHING,
     SIZES,
@@ -45,10 +46,10 @@ ASSETS = Path("src/qvl/assets/digits")
 class Recipe:
     """``steps`` in all, the first ``tower_steps`` for the tower alone. ``average``: decay of the mean."""
 
-    steps: int = 4000
-    tower_steps: int = 1500
-    batch: int = 32
-    learning_rate: float = 1.5e-3
+    steps: int = 3600
+    tower_steps: int = 1600
+    batch: int = 40
+    learning_rate: float = 2e-3
     warm_up: int = 100
     weight_decay: float = 0.05
     reader_weight: float = 0.3
@@ -92,9 +93,10 @@ class Lessons(Dataset):
 
     def __getitem__(self, step: int) -> tuple[Pictures, Conversations | None]:
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
-        size = SIZES[int(torch.randint(len(SIZES), (1,), generator=generator))]
-        pictures = draw_lesson(self.scans, self.recipe.batch, size, TRAINING, generator)
         alone = step < self.recipe.tower_steps
+        sizes = DENSE_SIZES if alone else SIZES
+        size = sizes[int(torch.randint(len(sizes), (1,), generator=generator))]
+        pictures = draw_lesson(self.scans, self.recipe.batch, size, TRAINING, generator, dense=alone)
         return pictures, None if alone else self.writer.write(pictures, generator)
 
 
@@ -154,7 +156,7 @@ class Training:
             kept.lerp_(current, 1 - decay)
 
     @torch.no_grad()
-    def check(self, batch: int = 32) -> tuple[float, float]:
+    def check(self, batch: int = 40) -> tuple[float, float]:
         """Shares of vision tokens and of numbers that the averaged weights read right in other scans."""
         generator, end = torch.Generator().manual_seed(1), self.lessons.writer.end
         numbers, cells = [], []

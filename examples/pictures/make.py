@@ -1,6 +1,6 @@
 """Draws the example pictures: numbers in the handwriting of people the small model never saw.
 
-Held-out scans, enlarged and set side by side on paper of different colours. The file names say how many digits.
+Held-out scans, enlarged and set side by side on coloured paper. The file names say how many digits.
 
     python -m examples.pictures.make
 """
@@ -34,9 +34,9 @@ class Sheet:
 
 
 SHEETS = (
-    Sheet("digits.png", "407", (3, 5, 2), (400, 190), (247, 241, 227), (28, 44, 92)),
-    Sheet("two_digits.png", "25", (7, 4), (320, 200), (40, 52, 48), (236, 240, 232)),
-    Sheet("one_digit.png", "8", (6,), (280, 220), (226, 236, 246), (120, 24, 32)),
+    Sheet("digits.png", "407", (15, 13, 0), (400, 190), (247, 241, 227), (28, 44, 92)),
+    Sheet("two_digits.png", "25", (9, 7), (320, 200), (40, 52, 48), (236, 240, 232)),
+    Sheet("one_digit.png", "8", (9,), (280, 220), (226, 236, 246), (120, 24, 32)),
 )
 
 
@@ -44,7 +44,7 @@ def pick(scans: Scans, digit: int, skip: int) -> Tensor:
     """The ink of one scan of that digit, enlarged smoothly and drawn with a firm edge."""
     chosen = (scans.labels_N == digit).nonzero().flatten()[skip]
     ink = F.interpolate(scans.ink_NSS[chosen][None, None], size=DIGIT, mode="bicubic", align_corners=False)
-    return ((ink[0, 0] - 0.5) * 4 + 0.5).clamp(0, 1)
+    return ((ink[0, 0] - 0.42) * 4 + 0.5).clamp(0, 1)
 
 
 def draw(sheet: Sheet, scans: Scans) -> Image.Image:

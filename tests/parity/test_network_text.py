@@ -8,6 +8,9 @@ from support.tiny import ROPE_SCALINGS, random_ids, tiny_pair
 pytestmark = pytest.mark.oracle
 
 
+SHARP_YARN = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0, "beta_slow": 2.0}
+
+
 def multimodal_positions(length, seed=0):
     """Three different, mostly rising axes, as a picture in the middle of a text gives."""
     steps = torch.randint(0, 3, (3, length), generator=torch.Generator().manual_seed(seed))
@@ -55,7 +58,8 @@ def test_every_rope_type_below_and_above_the_original_length(name):
     "rope_scaling,text",
     [
         ({"rope_type": "yarn", "factor": 4.0}, {}),
-        ({"rope_type": "yarn", "factor": 4.0, "truncate": False, "beta_fast": 8.0, "beta_slow": 2.0}, {}),
+        ({**SHARP_YARN, "truncate": False}, {"rope_theta": 50.0, "max_position_embeddings": 256}),
+        ({**SHARP_YARN, "truncate": True}, {"rope_theta": 50.0, "max_position_embeddings": 256}),
         ({"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.3}, {}),
         ({"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.8}, {}),
         (ROPE_SCALINGS["longrope"], {"original_max_position_embeddings": 16}),

@@ -65,7 +65,11 @@ CALLS = {
     "plain text": {"text": "Once upon a time"},
     "plain texts": {"text": ["Once upon", "a time"]},
     "text with an image": {"images": CAT, "text": f"{MARK}What?"},
-    "texts with images": {"images": [CAT, DOG], "text": [f"{MARK}What?", f"{MARK}And what is this here?"]},
+    "texts with images": {
+        "images": [CAT, DOG],
+        "text": [f"{MARK}What?", f"{MARK}And what is this here?"],
+        "padding_side": "left",  # transformers goes wrong after padding on the right
+    },
     "a dict": {"images": {"images": [CAT], "text": f"{MARK}What?"}},
     "special tokens shown": {"text": CHAT, "skip_special_tokens": False},
     "settings": {"text": CHAT, "generate_kwargs": {"num_beams": 2, "min_new_tokens": 3}},

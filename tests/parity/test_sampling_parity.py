@@ -66,7 +66,10 @@ PAIRS = {
         penalties.ForcedLast(EOS, NEW + 2),
         ("ForcedEOSTokenLogitsProcessor", len(IDS) + 2, list(EOS)),
     ),
-    "decay": (penalties.LengthDecay(1, 1.4, EOS), ("ExponentialDecayLengthPenalty", (1, 1.4), list(EOS), PROMPT)),
+    "decay": (
+        penalties.LengthDecay(1, 1.4, EOS),
+        ("ExponentialDecayLengthPenalty", (1, 1.4), list(EOS), PROMPT),
+    ),
     "suppress": (penalties.Suppress(EOS), ("SuppressTokensLogitsProcessor", list(EOS))),
     "invalid": (penalties.RemoveInvalid(), ("InfNanRemoveLogitsProcessor",)),
 }

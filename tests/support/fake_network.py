@@ -18,7 +18,9 @@ HEADS, WIDTH, VOCAB, PATCH_VALUES = 2, 8, 24, 12
 class FakeNetwork:
     """``passes``: tokens of every pass of the decoder. ``encoded``: media of every call of the tower."""
 
-    def __init__(self, *, seed: int = 0, max_positions: int = 1000, follows_length: bool = False, window=None):
+    def __init__(
+        self, *, seed: int = 0, max_positions: int = 1000, follows_length: bool = False, window=None
+    ):
         generator = torch.Generator().manual_seed(seed)
 
         def matrix(*shape):
@@ -68,7 +70,9 @@ class FakeNetwork:
         self.extents = list(extents)
         angles_TD = positions_3T.sum(0)[:, None] * torch.arange(1, WIDTH + 1) * 0.1
         x_TD = x_TD + angles_TD.sin()
-        q_THD, k_THD, v_THD = ((x_TD @ w).reshape(-1, HEADS, WIDTH // HEADS) for w in (self.q, self.k, self.v))
+        q_THD, k_THD, v_THD = (
+            (x_TD @ w).reshape(-1, HEADS, WIDTH // HEADS) for w in (self.q, self.k, self.v)
+        )
         return x_TD + attends[0](q_THD, k_THD, v_THD).flatten(1)
 
     def logits(self, x_ND):

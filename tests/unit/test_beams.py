@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from support.fake_network import VOCAB, FakeNetwork
 
 from qvl.engine.beams import BeamParams
 from qvl.engine.engine import Engine, EngineSettings
 from qvl.engine.sequence import Hooks
 from qvl.errors import GenerationError
 from qvl.types import Prompt, SamplingParams
+from support.fake_network import VOCAB, FakeNetwork
 
 
 def text(*ids):
@@ -62,7 +62,9 @@ def test_scores_and_parents_tell_the_same_story():
     beams = BeamParams(4, num_return_sequences=4, keep_scores=True, keep_logits=True)
     result = search(SamplingParams(max_new_tokens=8), beams).extras["beams"]
     assert [t.shape for t in result.step_scores] == [(4, VOCAB)] * 8
-    for ids, parents, score in zip(result.token_ids, result.beam_indices, result.scores_R.tolist(), strict=True):
+    for ids, parents, score in zip(
+        result.token_ids, result.beam_indices, result.scores_R.tolist(), strict=True
+    ):
         steps = enumerate(zip(ids, parents, strict=True))
         total = sum(float(result.step_scores[n][parent, token]) for n, (token, parent) in steps)
         assert total / len(ids) == pytest.approx(score, abs=1e-5)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from support.fake_network import PATCH_VALUES, VOCAB, WIDTH, FakeNetwork
 
 from qvl.engine.engine import Engine, EngineSettings
 from qvl.engine.fake import FakeEngine
@@ -18,6 +17,7 @@ from qvl.errors import (
     UnsupportedError,
 )
 from qvl.types import Grid, Medium, Prompt, SamplingParams, Span
+from support.fake_network import PATCH_VALUES, VOCAB, WIDTH, FakeNetwork
 
 
 def text(*ids, **fields):
@@ -135,11 +135,19 @@ class TestMedia:
     def test_embeddings_instead_of_ids(self):
         prompt, table = pictures_prompt(), FakeNetwork().table
         given = Prompt(
-            (), prompt.positions_3T, -3, prompt.spans, prompt.media, embeds_TD=table[torch.tensor(prompt.token_ids)]
+            (),
+            prompt.positions_3T,
+            -3,
+            prompt.spans,
+            prompt.media,
+            embeds_TD=table[torch.tensor(prompt.token_ids)],
         )
         expected = alone(prompt, max_new_tokens=8)
         for size in (6, 100):
-            assert answer(FakeNetwork(), given, SamplingParams(max_new_tokens=8), EngineSettings(size))[0] == expected
+            assert (
+                answer(FakeNetwork(), given, SamplingParams(max_new_tokens=8), EngineSettings(size))[0]
+                == expected
+            )
         other = Prompt((), prompt.positions_3T, -3, embeds_TD=torch.ones(15, WIDTH))
         assert alone(other, max_new_tokens=8) != expected
 
@@ -219,7 +227,8 @@ class TestHooks:
     def test_streaming_and_progress(self):
         new, progress = [], []
         hooks = Hooks(
-            on_tokens=lambda sequence, ids: new.append(list(ids)), progress=lambda *pair: progress.append(pair)
+            on_tokens=lambda sequence, ids: new.append(list(ids)),
+            progress=lambda *pair: progress.append(pair),
         )
         ids, _ = answer(FakeNetwork(), text(*range(20)), settings=EngineSettings(8), hooks=hooks)
         assert [token for part in new for token in part] == ids and all(len(part) == 1 for part in new)
@@ -355,7 +364,11 @@ class TestFakeEngine:
         second = engine.add(text(1), SamplingParams())
         third = engine.add(text(1), SamplingParams(eos_token_ids=(5,)))
         deltas = list(engine.run())
-        ends = {d.sequence_id: (d.extras["sequence"].output_ids, d.finish_reason) for d in deltas if d.finish_reason}
+        ends = {
+            d.sequence_id: (d.extras["sequence"].output_ids, d.finish_reason)
+            for d in deltas
+            if d.finish_reason
+        }
         assert ends == {first: ([5, 6], "length"), second: ([5, 6, 7], "stop"), third: ([5], "stop")}
         assert new == [5, 6]
 

@@ -14,9 +14,11 @@ from qvl.errors import (
     InputTypeError,
     MediaError,
     MediaNotFoundError,
+    MediaTooLargeError,
     UnsupportedError,
 )
 from qvl.processing.image import Qwen2VLImageProcessor, smart_resize
+from qvl.processing.media import MediaLimits
 
 
 @pytest.fixture
@@ -90,6 +92,12 @@ def test_grey_and_alpha_arrays_which_transformers_refuses(processor):
     alpha = np.zeros((56, 56, 4), np.uint8)
     out = processor(alpha, do_rescale=False, do_normalize=False)
     assert out.pixel_values.min() == 255
+
+
+def test_limits_of_files(tmp_path):
+    image(60, 90).save(tmp_path / "a.png")
+    with pytest.raises(MediaTooLargeError):
+        Qwen2VLImageProcessor(limits=MediaLimits(image_pixels=100))(tmp_path / "a.png")
 
 
 def test_no_pictures(processor):

@@ -61,7 +61,9 @@ def test_no_ngram_twice(size, ids, banned):
 
 def test_no_ngram_of_the_prompt():
     ids = [1, 2, 3, 1, 5, 1]
-    assert set(range(6)) - set(kept(penalties.NoRepeatNgram(2, prompt_only=True), ids=ids, prompt_length=3)) == {2}
+    assert set(range(6)) - set(
+        kept(penalties.NoRepeatNgram(2, prompt_only=True), ids=ids, prompt_length=3)
+    ) == {2}
 
 
 def test_repetition_weakens_either_sign():
@@ -144,7 +146,13 @@ def test_values_out_of_range(wrong):
 
 def test_every_field_does_something():
     """A field that is not neutral changes what is made of the params, or belongs to the engine."""
-    engines = {"max_new_tokens", "seed", "prompt_lookup_num_tokens", "max_matching_ngram_size", "eos_token_ids"}
+    engines = {
+        "max_new_tokens",
+        "seed",
+        "prompt_lookup_num_tokens",
+        "max_matching_ngram_size",
+        "eos_token_ids",
+    }
     values = {
         "bad_words_ids": ((1,),),
         "sequence_bias": (((1,), 2.0),),
@@ -159,7 +167,10 @@ def test_every_field_does_something():
     for field in fields(SamplingParams):
         if field.name not in engines:
             default = field.default
-            value = values.get(field.name, (not default) if isinstance(default, bool) else 0.5 if isinstance(default, float) else 2)
+            value = values.get(
+                field.name,
+                (not default) if isinstance(default, bool) else 0.5 if isinstance(default, float) else 2,
+            )
             assert strategies(SamplingParams(**{**base, field.name: value}), vocab_size=6), field.name
 
 

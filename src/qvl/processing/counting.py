@@ -24,7 +24,8 @@ def image_tokens(processor: Qwen2VLImageProcessor, image: Any, options: Mapping[
     if not _is_size(image, 2):
         picture = load_image(image)
         image = (picture.height, picture.width)
-    patches = processor.get_number_of_image_patches(*image, options)
+    height, width = image
+    patches = processor.get_number_of_image_patches(height, width, options)
     return patches // merge_size(processor, options) ** 2
 
 

@@ -1,8 +1,10 @@
 """Which frames of a video a model gets to see: pure arithmetic on counts, rates and times.
 
-The rules are those of transformers' Qwen2-VL video processor (``sample_frames``) with exact integers in
-place of float32 steps, and, on request, those of the qwen-vl-utils package (linspace, rounded). It opens no
-file.
+The rules are those of transformers' Qwen2-VL video processor (``sample_frames``), or, on request, those of
+the qwen-vl-utils package (linspace, rounded). Where transformers steps in float32 these are exact integers:
+its steps now and then end on a frame that is not there (2997 of 2997) or, in videos of more than some 20,000
+frames, on the next frame. Where it fails (one frame, or num_frames that round to none or to more than there
+are) the nearest count that works is taken. It opens no file.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from PIL import Image
 
 from qvl.errors import InputError, UnsupportedError
 from qvl.processing.features import BatchFeature
-from qvl.processing.media import load_image
+from qvl.processing.media import DEFAULT_LIMITS, MediaLimits, load_image
 from qvl.processing.options import CLIP_MEAN, CLIP_STD, chosen, layout_name, mean_and_std, patch_shape, pick
 from qvl.processing.patches import PatchShape, TwoStepNormalise, to_patches
 from qvl.processing.pretrained import SavedSettings
@@ -57,8 +57,8 @@ class Qwen2VLImageProcessor(PixelLimits, SavedSettings):
 
     ``size``: {"shortest_edge": fewest, "longest_edge": most} pixels after resizing; ``min_pixels`` and
     ``max_pixels`` win over it. Both sides end as multiples of ``patch_size * merge_size``. ``resample``: a
-    Pillow filter number. ``image_mean``, ``image_std``: one number or one per channel. Further keywords are
-    kept as attributes and saved.
+    Pillow filter number. ``image_mean``, ``image_std``: one number or one per channel. ``limits``: what
+    opening a file may cost (not saved). Further keywords are kept as attributes and saved.
     """
 
     files = ("preprocessor_config.json",)
@@ -82,6 +82,7 @@ class Qwen2VLImageProcessor(PixelLimits, SavedSettings):
         patch_size: int = 14,
         temporal_patch_size: int = 2,
         merge_size: int = 2,
+        limits: MediaLimits = DEFAULT_LIMITS,
         **kwargs: Any,
     ) -> None:
         for name, value in kwargs.items():
@@ -100,6 +101,7 @@ class Qwen2VLImageProcessor(PixelLimits, SavedSettings):
         self.patch_size = patch_size
         self.temporal_patch_size = temporal_patch_size
         self.merge_size = merge_size
+        self._media_limits = limits
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
         """See :meth:`preprocess`."""
@@ -165,7 +167,7 @@ class Qwen2VLImageProcessor(PixelLimits, SavedSettings):
         if not pictures:
             return BatchFeature({})
         done = [
-            image_patches(picture, own)
+            image_patches(picture, own, self._media_limits)
             for picture, own in zip(pictures, with_overrides(settings, overrides, len(pictures)), strict=True)
         ]
         data = {
@@ -217,10 +219,12 @@ def flat_images(images: Any) -> list[Any]:
     return [images]
 
 
-def image_patches(image: Any, settings: ImageSettings) -> tuple[torch.Tensor, Grid]:
+def image_patches(
+    image: Any, settings: ImageSettings, limits: MediaLimits = DEFAULT_LIMITS
+) -> tuple[torch.Tensor, Grid]:
     """Patches (P, C) and grid of one picture."""
     if isinstance(image, str | bytes | bytearray | os.PathLike) or hasattr(image, "read"):
-        image = load_image(image)
+        image = load_image(image, limits=limits)
     pixels_HWC = _pixels(image, settings)
     if settings.normalise.rescale_factor is not None:
         _warn_if_rescaled(pixels_HWC)

@@ -124,7 +124,7 @@ class Qwen2_5_VLProcessor:
         it) or nested in ``text_kwargs``, ``images_kwargs``, ``videos_kwargs``; ``return_tensors``: "pt", "np"
         or None; ``return_mm_token_type_ids``: also ``mm_token_type_ids`` (1 at images, 2 at videos).
 
-        Returns ``input_ids`` and ``attention_mask`` (B, L), ``pixel_values`` (P, C), ``image_grid_thw`` (M, 3),
+        Returns ``input_ids`` and ``attention_mask`` (B, L), ``pixel_values`` (P, C), ``image_grid_thw``,
         ``pixel_values_videos``, ``video_grid_thw`` and ``second_per_grid_ts`` (seconds that one temporal step
         of each video covers). Raises PlaceholderMismatchError where placeholders and media differ in number.
         """
@@ -210,10 +210,11 @@ class Qwen2_5_VLProcessor:
         """One conversation or a list of them as text or, with ``tokenize=True``, as input of the model.
 
         Messages hold their media: ``{"type": "image", "path" | "url" | "image" | "base64": ...}``,
-        ``{"type": "image_url", "image_url": {"url": ...}}``, ``{"type": "video", "path" | "url" | "video": ...}``,
-        with settings of that medium beside (``min_pixels``, ``max_pixels``, ``resized_height``,
-        ``resized_width``, ``fps``, ``num_frames``, ``video_start`` ...). ``kwargs``: those of a call, and any
-        other name for the template to use (``add_vision_id``). ``chat_template``: a template or the name of one.
+        ``{"type": "image_url", "image_url": {"url": ...}}``,
+        ``{"type": "video", "path" | "url" | "video": ...}``, with settings of that medium beside
+        (``min_pixels``, ``max_pixels``, ``resized_height``, ``resized_width``, ``fps``, ``num_frames``,
+        ``video_start`` ...). ``kwargs``: those of a call, and any other name for the template to use
+        (``add_vision_id``). ``chat_template``: a template or its name.
 
         Returns the text (a list for a list), the ``input_ids``, or with ``return_dict=True`` all that a call
         returns. When tokenizing, special tokens that stand inside messages stay text. Raises PromptError.

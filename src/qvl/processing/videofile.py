@@ -256,7 +256,7 @@ class VideoFile:
             yield
         except MediaError:
             raise
-        except (av.FFmpegError, ValueError, IndexError, EOFError) as error:
+        except (av.FFmpegError, OSError, ValueError, IndexError) as error:
             raise MediaDecodeError(f"{self.name} is not a video that can be decoded: {error}") from error
 
 
