@@ -215,7 +215,7 @@ def colour(ink_BHW: Tensor, distortion: Distortion, generator: torch.Generator) 
     batch, height, width = ink_BHW.shape
     bright = uniform((batch, 1), 0.7, 1.0, generator) + uniform((batch, 3), -0.12, 0.12, generator)
     dark = uniform((batch, 1), 0.0, 0.3, generator) + uniform((batch, 3), -0.12, 0.12, generator)
-    inverted = (torch.rand(batch, 1, generator=generator) < 0.3).float()
+    inverted = (torch.rand(batch, 1, generator=generator) < 0.25).float()
     paper = (bright * (1 - inverted) + dark * inverted)[:, :, None, None]
     ink = (dark * (1 - inverted) + bright * inverted)[:, :, None, None]
     slope = uniform((batch, 2, 1, 1), -0.06, 0.06, generator)

@@ -33,7 +33,7 @@ from examples.digits.lessons import (
     draw_lesson,
     patchify,
 )
-from examples.digits.small import SmallPicturesLM, attend_by_length
+from examples.digits.small import SmallPicturesLM, attend_by_length, start_gently
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,9 +46,10 @@ ASSETS = Path("src/qvl/assets/digits")
 class Recipe:
     """``steps`` in all, the first ``tower_steps`` for the tower alone. ``average``: decay of the mean."""
 
-    steps: int = 3600
-    tower_steps: int = 1600
-    batch: int = 40
+    steps: int = 4400
+    tower_steps: int = 2000
+    tower_batch: int = 16
+    batch: int = 24
     learning_rate: float = 2e-3
     warm_up: int = 100
     weight_decay: float = 0.05
@@ -63,7 +64,7 @@ class Pupil(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.network = SmallPicturesLM(model_config())
-        self.network.init_weights()
+        start_gently(self.network)
         self.reader = nn.Linear(self.network.config.text_config.hidden_size, NOTHING + 1)
 
     def look(self, pictures: Pictures) -> tuple[Tensor, Tensor]:
@@ -94,9 +95,9 @@ class Lessons(Dataset):
     def __getitem__(self, step: int) -> tuple[Pictures, Conversations | None]:
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         alone = step < self.recipe.tower_steps
-        sizes = DENSE_SIZES if alone else SIZES
+        sizes, batch = (DENSE_SIZES, self.recipe.tower_batch) if alone else (SIZES, self.recipe.batch)
         size = sizes[int(torch.randint(len(sizes), (1,), generator=generator))]
-        pictures = draw_lesson(self.scans, self.recipe.batch, size, TRAINING, generator, dense=alone)
+        pictures = draw_lesson(self.scans, batch, size, TRAINING, generator, dense=alone)
         return pictures, None if alone else self.writer.write(pictures, generator)
 
 
@@ -200,6 +201,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--tower-steps", type=int, default=Recipe.tower_steps)
+    parser.add_argument("--tower-batch", type=int, default=Recipe.tower_batch)
     parser.add_argument("--batch", type=int, default=Recipe.batch)
     parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
     parser.add_argument("--state", type=Path, default=Path("runs/digits/state.pt"))
@@ -219,7 +221,7 @@ def main() -> None:
     if options.choose:  # recipes are chosen on these, never on the scans that are held out
         cut = len(scans) * 4 // 5
         scans, held_out = scans.part(0, cut), scans.part(cut, len(scans))
-    names = ("steps", "tower_steps", "batch", "learning_rate")
+    names = ("steps", "tower_steps", "tower_batch", "batch", "learning_rate")
     training = Training(Recipe(**{name: getattr(options, name) for name in names}), scans, held_out)
     if options.state.exists():
         training.load(options.state)

@@ -6,10 +6,12 @@ They know which names checkpoints use, nothing of what is inside.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from qvl import hub
-from qvl.errors import ConfigError
+from qvl.config import Qwen2_5_VLConfig
+from qvl.errors import ConfigError, InputTypeError
+from qvl.modeling import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 from qvl.processing.processor import Qwen2_5_VLProcessor
 from qvl.processing.tokenizer import Qwen2TokenizerFast
 from qvl.processing.tokenizer_files import read_json
@@ -49,6 +51,38 @@ class AutoProcessor:
                 f"{pretrained_model_name_or_path} is of model type {found!r}; expected {MODEL_TYPE!r}"
             )
         return Qwen2_5_VLProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+
+class _AutoModel:
+    """The two ways to a model; the config's own class refuses other model types."""
+
+    model_class: ClassVar[Any]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """See PreTrainedModel.from_pretrained; ConfigError for a checkpoint of another model type."""
+        return cls.model_class.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: Qwen2_5_VLConfig, **kwargs: Any) -> Any:
+        """A model with random weights."""
+        if not isinstance(config, Qwen2_5_VLConfig):
+            raise InputTypeError(
+                f"{cls.__name__}.from_config needs a Qwen2_5_VLConfig, got {type(config).__name__}"
+            )
+        return cls.model_class.from_config(config, **kwargs)
+
+
+class AutoModel(_AutoModel):
+    """The model without a head."""
+
+    model_class = Qwen2_5_VLModel
+
+
+class AutoModelForImageTextToText(_AutoModel):
+    """The model that generates text."""
+
+    model_class = Qwen2_5_VLForConditionalGeneration
 
 
 def _folder(name_or_path: str | Path, kwargs: dict[str, Any]) -> Path:

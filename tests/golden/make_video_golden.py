@@ -1,14 +1,16 @@
-"""Writes video_golden.npz and frame_indices.npz: what transformers' video processor makes of synthetic videos.
+"""Writes video_golden.npz and frame_indices.npz: what transformers' video processor makes of synthetic
+videos.
 
-That processor needs torchvision, which does not import beside the CPU build of torch that the tests use, so it runs
-in an environment of its own:
+That processor needs torchvision, which does not import beside the CPU build of torch that the tests use, so
+it runs in an environment of its own:
 
     python -m venv golden
     golden/bin/pip install torch==2.14.1 torchvision==0.29.1 "transformers==4.57.*" av pillow numpy
     golden/bin/python tests/golden/make_video_golden.py
 
-Videos are made anew from ``video_cases`` here and in the tests. Of each result the file keeps the grid, the SHA-256
-of all pixel values (float32, little endian), and some of the values to see how far off a mismatch is.
+Videos are made anew from ``video_cases`` here and in the tests. Of each result the file keeps the grid, the
+SHA-256 of all pixel values (float32, little endian), and some of the values to see how far off a mismatch
+is.
 """
 
 import hashlib

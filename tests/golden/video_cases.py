@@ -1,4 +1,6 @@
-"""Synthetic videos and settings shared by make_video_golden.py and the tests: NumPy only, the same everywhere."""
+"""Synthetic videos and settings shared by make_video_golden.py and the tests: NumPy only, the same
+everywhere.
+"""
 
 import itertools
 

@@ -9,21 +9,32 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny import ROPE_SCALINGS, tiny_settings
 
 from qvl.config import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from support.tiny import ROPE_SCALINGS, tiny_settings
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.oracle
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "configs").glob("*.json"))
-TEXT = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act
-max_position_embeddings initializer_range rms_norm_eps use_cache tie_word_embeddings rope_theta use_sliding_window
-sliding_window max_window_layers layer_types attention_dropout rope_scaling bos_token_id eos_token_id pad_token_id
-output_attentions output_hidden_states return_dict use_return_dict""".split()
-VISION = """depth hidden_size hidden_act intermediate_size num_heads in_channels patch_size spatial_merge_size
-temporal_patch_size tokens_per_second window_size out_hidden_size fullatt_block_indexes initializer_range""".split()
-OUTER = "image_token_id video_token_id vision_start_token_id vision_end_token_id model_type dtype".split()
+# fmt: off
+TEXT = [
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
+    "use_cache", "tie_word_embeddings", "rope_theta", "use_sliding_window", "sliding_window",
+    "max_window_layers", "layer_types", "attention_dropout", "rope_scaling", "bos_token_id", "eos_token_id",
+    "pad_token_id", "output_attentions", "output_hidden_states", "return_dict", "use_return_dict",
+]
+VISION = [
+    "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels", "patch_size",
+    "spatial_merge_size", "temporal_patch_size", "tokens_per_second", "window_size", "out_hidden_size",
+    "fullatt_block_indexes", "initializer_range",
+]
+OUTER = [
+    "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "model_type",
+    "dtype",
+]
+# fmt: on
 
 
 def assert_same_meaning(ours, theirs):

@@ -200,8 +200,8 @@ def compare_beams(pair, arguments, settings, eos, ours_params, **more):
     count = settings["num_beams"]
     torch.manual_seed(13)
     out = theirs.generate(
-        **arguments, **settings, **more, max_new_tokens=64, num_return_sequences=count, eos_token_id=list(eos) or None,
-        return_dict_in_generate=True, output_scores=True, output_logits=True,
+        **arguments, **settings, **more, max_new_tokens=64, num_return_sequences=count,
+        eos_token_id=list(eos) or None, return_dict_in_generate=True, output_scores=True, output_logits=True,
     )  # fmt: skip
     engine = Engine(ours, EngineSettings(max_step_tokens=40))
     params = SamplingParams(max_new_tokens=64, eos_token_ids=eos, **ours_params)

@@ -75,9 +75,9 @@ class TestGreedy:
         _, model = models
         arguments = batch(*MIXED, side=side, pad=PAD)
         together = model.generate(**arguments, max_new_tokens=24)[:, arguments["input_ids"].shape[1] :]
-        for i, row in enumerate(MIXED):
-            alone = single(arguments, i) if False else batch(row)
-            expected = model.generate(**_same_pixels(arguments, alone, i), max_new_tokens=24)
+        for i in range(len(MIXED)):
+            alone = single(arguments, MIXED, i)
+            expected = model.generate(**alone, max_new_tokens=24)
             assert torch.equal(together[i], expected[0, alone["input_ids"].shape[1] :])
 
     def test_sliding_window(self):

@@ -83,6 +83,7 @@ def test_limits_at_call_and_at_load(limits):
     ids=lambda a: f"{a.dtype}{a.shape}",
 )
 @pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.filterwarnings("ignore:Picture values lie")
 def test_arrays(array, rescale):
     check(array, do_rescale=rescale)
     check(torch.from_numpy(np.ascontiguousarray(array)), do_rescale=rescale)

@@ -126,7 +126,7 @@ def sampling_params(settings, new_tokens):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "+".join(s))
 def test_the_whole_chain(settings):
-    """Order included: the list that transformers builds from the same settings, step by step over an answer."""
+    """Order included: the list that transformers builds from the same settings, along an answer."""
     from transformers import GenerationConfig
     from transformers.generation.utils import GenerationMixin
 

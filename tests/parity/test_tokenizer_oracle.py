@@ -1,11 +1,14 @@
 """The tokenizer against transformers' own: ids, masks, offsets, padding, decoding, templates, files."""
 
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 import torch
 
 from qvl.errors import InputError
 from qvl.processing.tokenizer import Qwen2TokenizerFast
+from qvl.processing.tools import function_schema
 from support.tokens import TOOLS_TEMPLATE, write_tiny_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -217,6 +220,38 @@ def test_chat(pair, options):
     batch = [CONVERSATION, CONVERSATION[:2] + CONVERSATION[-1:]]
     options = options | {"return_dict": True, "padding": True, "return_tensors": "pt"}
     same(ours.apply_chat_template(batch, **options), theirs.apply_chat_template(batch, **options))
+
+
+def many_types(
+    a: Literal["x", "y"],
+    b: list[int],
+    c: dict[str, float],
+    d: int | float | None = None,
+    e: list[dict[str, bool]] | str = "",
+    f: tuple[int, str] = (1, ""),
+    g: Any = None,
+    h: Literal[1, "z"] = 1,
+):
+    """Takes many types.
+
+    Args:
+        a: one
+        b: two: with a colon
+        c: three
+            goes on
+        d: four
+        e: five
+        f: six
+        g: seven
+        h: eight
+    """
+
+
+@pytest.mark.parametrize("function", [weather, many_types])
+def test_tool_schemas(function):
+    from transformers.utils import get_json_schema
+
+    assert function_schema(function) == get_json_schema(function)
 
 
 def test_assistant_masks(pair):

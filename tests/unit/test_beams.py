@@ -1,4 +1,4 @@
-"""Beam search in the engine, on a toy network. The rules themselves are held against transformers elsewhere."""
+"""Beam search in the engine, on a toy network; its rules are held against transformers elsewhere."""
 
 import math
 

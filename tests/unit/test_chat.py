@@ -10,37 +10,8 @@ from qvl.processing.chat import RenderOptions, choose_template, read_templates, 
 from qvl.processing.messages import find_media, without_sources
 from qvl.processing.tokenizer import Qwen2TokenizerFast
 from qvl.processing.tools import function_schema
-from support.tokens import GOLDEN, SPECIAL, TOOLS_TEMPLATE, VISION_TEMPLATE, write_tiny_tokenizer
-
-# The conversation and the two prompts printed on the model's documentation page.
-PAGE = [
-    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hello, how are you?"}]},
-    {
-        "role": "assistant",
-        "content": "I'm doing well, thank you for asking. How can I assist you today?",
-    },
-    {
-        "role": "user",
-        "content": [
-            {"type": "text", "text": "Can you describe these images and video?"},
-            {"type": "image"},
-            {"type": "image"},
-            {"type": "video"},
-            {"type": "text", "text": "These are from my vacation."},
-        ],
-    },
-    {
-        "role": "assistant",
-        "content": "I'd be happy to describe the images and video for you. Could you please provide more "
-        "context about your vacation?",
-    },
-    {
-        "role": "user",
-        "content": "It was a trip to the mountains. Can you see the details in the images and video?",
-    },
-]
-WITHOUT_ID = (GOLDEN / "page_prompt_without_id.txt").read_text()
-WITH_ID = (GOLDEN / "page_prompt_with_id.txt").read_text()
+from support.page import PAGE, WITH_ID, WITHOUT_ID
+from support.tokens import SPECIAL, TOOLS_TEMPLATE, VISION_TEMPLATE, write_tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +103,7 @@ def test_ordinary_text_has_its_ordinary_ids(tokenizer, shared_data):
     words = ["<tool_call>", "</tool_call>", '{"a": [1, "é\\n"]}', "<", "|>", "<|", "  ", "\n\n", "it's"]
     words += ["你好", "🙂", "<b>", "im_end", "x" * 50, "\t", "e\u0301", "\U000f0000"]
     chooser = random.Random(0)
-    for _ in range(60):
+    for _ in range(30):
         texts = ["".join(chooser.choices(words, k=chooser.randint(0, 12))) for _ in range(3)]
         messages = [
             {"role": "user", "content": texts[0]},

@@ -62,7 +62,9 @@ def test_saving_again_leaves_nothing_of_before(tmp_path, tensors):
 def test_an_interrupted_save_leaves_the_old_weights(tmp_path, tensors):
     write_tensors(tmp_path, tensors)
     with pytest.raises(Exception):  # noqa: B017 - whatever safetensors raises for something that is no tensor
-        write_tensors(tmp_path, {"t0": tensors["t0"], "t1": torch.empty(3, device="meta")}, max_shard_size=400)
+        write_tensors(
+            tmp_path, {"t0": tensors["t0"], "t1": torch.empty(3, device="meta")}, max_shard_size=400
+        )
     assert names(tmp_path) == [SINGLE]
     assert set(Checkpoint(tmp_path).files) == set(tensors)
 
@@ -96,7 +98,8 @@ def test_views_and_transposed_tensors_are_written_as_they_look(tmp_path, tensors
 
 
 @pytest.mark.parametrize(
-    "size, bytes_", [(7, 7), ("7", 7), ("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("2KiB", 2048), ("1TB", 10**12)]
+    "size, bytes_",
+    [(7, 7), ("7", 7), ("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("2KiB", 2048), ("1TB", 10**12)],
 )
 def test_sizes(size, bytes_):
     assert parse_size(size) == bytes_
@@ -109,7 +112,7 @@ def test_sizes_that_are_none(size):
 
 
 def test_no_weights(tmp_path):
-    with pytest.raises(CheckpointNotFoundError, match="neither model.safetensors nor"):
+    with pytest.raises(CheckpointNotFoundError, match=r"neither model\.safetensors nor"):
         Checkpoint(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(CheckpointNotFoundError, match="pickled"):
@@ -119,7 +122,7 @@ def test_no_weights(tmp_path):
 def test_a_missing_shard_is_named(tmp_path, tensors):
     write_tensors(tmp_path, tensors, max_shard_size=800)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(CheckpointNotFoundError, match="lacks model-00002-of-00003.safetensors"):
+    with pytest.raises(CheckpointNotFoundError, match=r"lacks model-00002-of-00003\.safetensors"):
         Checkpoint(tmp_path)
 
 

@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.tiny import tiny_settings
 
 from qvl.config import Qwen2_5_VLConfig
 from qvl.errors import CheckpointMismatchError, InputError, UnsupportedError
@@ -18,6 +17,7 @@ from qvl.weights.checkpoint import save_checkpoint
 from qvl.weights.files import SINGLE
 from qvl.weights.load import LoadingOptions, load_checkpoint, load_model
 from qvl.weights.names import to_internal, to_released
+from support.tiny import tiny_settings
 
 
 def tiny(seed=0, **text):
@@ -164,7 +164,12 @@ def test_load_checkpoint_into_an_existing_module(saved):
 
 @pytest.mark.parametrize(
     "dtype, expected",
-    [("auto", torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16), (None, torch.float32)],
+    [
+        ("auto", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        (torch.float16, torch.float16),
+        (None, torch.float32),
+    ],
 )
 def test_dtype(saved, dtype, expected):
     model = load(saved[1], dtype=dtype)
@@ -205,7 +210,7 @@ def test_the_callers_config_is_left_alone(saved):
 
 
 def test_loaded_weights_can_be_trained_and_saved_over_themselves(saved):
-    model, folder = saved
+    folder = saved[1]
     loaded = load(folder)
     assert all(parameter.requires_grad for parameter in loaded.parameters())
     with torch.no_grad():
@@ -249,7 +254,7 @@ def resident(key):
 folder = Path(sys.argv[1])
 config = Qwen2_5_VLConfig.from_pretrained(folder)
 warm_up = Path(sys.argv[3])  # imports and lazily built tables of torch are not what is measured
-load_model(CausalLM, Qwen2_5_VLConfig.from_pretrained(warm_up), warm_up, LoadingOptions.read({"dtype": "float16"}))
+load_model(CausalLM, Qwen2_5_VLConfig.from_pretrained(warm_up), warm_up, LoadingOptions(torch.float16))
 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
 before = resident("VmRSS")
 model = load_model(CausalLM, config, folder, LoadingOptions.read({"dtype": sys.argv[2]}))

@@ -5,12 +5,12 @@ import signal
 
 import pytest
 from PIL import Image
-from support.checkpoint import write_checkpoint
 
 from qvl.cli.chat import Conversation
 from qvl.cli.common import STOPPED_BY_USER, Loading, load_assistant, load_processor
 from qvl.cli.media import MediaFile
 from qvl.errors import PromptError
+from support.checkpoint import write_checkpoint
 
 PICTURE = Image.radial_gradient("L").convert("RGB").resize((84, 56))
 MEDIUM = MediaFile("gradient", "image", PICTURE, 84, 56)

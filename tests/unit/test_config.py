@@ -80,7 +80,11 @@ def test_both_layouts_say_the_same(layout):
     assert config.text_config.tie_word_embeddings is config.tie_word_embeddings is True
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (7, 8, None)
     assert config.rope_scaling == {"type": "default", "rope_type": "default", "mrope_section": [2, 3, 3]}
-    assert (config.dtype, config.torch_dtype, config.dtype_name) == (torch.bfloat16, torch.bfloat16, "bfloat16")
+    assert (config.dtype, config.torch_dtype, config.dtype_name) == (
+        torch.bfloat16,
+        torch.bfloat16,
+        "bfloat16",
+    )
     assert (config.vision_config.depth, config.vision_config.in_chans) == (2, 3)
 
 
@@ -249,8 +253,11 @@ def test_reading_a_config_imports_no_torch(tmp_path):
 
     Qwen2_5_VLConfig(**FLAT).save_pretrained(tmp_path)
     code = (
-        "import sys; from qvl.config import AutoConfig; c = AutoConfig.from_pretrained(sys.argv[1]); c.to_dict();"
+        "import sys; from qvl.config import AutoConfig; c = AutoConfig.from_pretrained(sys.argv[1]);"
+        "c.to_dict();"
         "print(c.dtype_name, sorted({'torch', 'numpy', 'huggingface_hub'} & set(sys.modules)))"
     )
-    out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert out.stdout.strip() == "bfloat16 []"

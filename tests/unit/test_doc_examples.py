@@ -84,7 +84,10 @@ def test_pipeline_and_auto_model_agree(tiny, picture):
 def test_quantization(tmp_path, picture):
     pytest.importorskip("torchao")
     wide = write_checkpoint(
-        tmp_path, hidden_size=128, intermediate_size=256, rope_scaling={"rope_type": "default", "mrope_section": [4, 6, 6]}
+        tmp_path,
+        hidden_size=128,
+        intermediate_size=256,
+        rope_scaling={"rope_type": "default", "mrope_section": [4, 6, 6]},
     )
     assert isinstance(run("quantization.py", str(wide), picture), str)
 

@@ -30,7 +30,7 @@ def picture(start, grid, seed=0):
 
 
 def pictures_prompt():
-    """Fifteen tokens with a picture of six and one of two; positions as multimodal ones are: not the indices."""
+    """Fifteen tokens, six of one picture and two of another; their positions are not their indices."""
     first, second = picture(2, Grid(1, 4, 6), 1), picture(10, Grid(1, 2, 4), 2)
     ids = [1, 2, *[0] * 6, 3, 4, *[0] * 2, 5, 6, 7]
     positions = torch.tensor([[0, 1, *[2] * 6, 5, 6, *[7] * 2, 9, 10, 11]]).repeat(3, 1)
@@ -155,7 +155,7 @@ class TestMedia:
         span, medium = picture(1, Grid(1, 4, 6))
         short = Span("image", 1, 4)
         for spans in ((short,), (span, span)):
-            with pytest.raises(PlaceholderMismatchError, match="4 placeholders|2 pictures"):
+            with pytest.raises(PlaceholderMismatchError, match=r"4 placeholders|2 pictures"):
                 alone(text(*[1] * 9, spans=spans, media=(medium,)))
 
 

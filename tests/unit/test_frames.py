@@ -1,5 +1,7 @@
 """Which frames of a video are taken: counts, indices, segments, varying rates."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def test_indices_stay_inside_and_ascend(total):
         assert len(indices) == n
         assert indices[0] == 0
         assert indices[-1] < total
-        assert all(a < b for a, b in zip(indices, indices[1:], strict=False))
+        assert all(a < b for a, b in pairwise(indices))
 
 
 @pytest.mark.parametrize(

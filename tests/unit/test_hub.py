@@ -53,7 +53,9 @@ def test_the_cache_serves_offline(tmp_path):
     options = {"cache_dir": tmp_path, "local_files_only": True}
     assert hub.resolve("owner/name", **options) == snapshot
     assert hub.resolve("owner/name", revision="v1", **options) == snapshot
-    with pytest.raises(CheckpointNotFoundError, match="the cache does not hold 'owner/name' at revision 'v2'"):
+    with pytest.raises(
+        CheckpointNotFoundError, match="the cache does not hold 'owner/name' at revision 'v2'"
+    ):
         hub.resolve("owner/name", revision="v2", **options)
     with pytest.raises(CheckpointNotFoundError, match="cache does not hold 'owner/other'"):
         hub.resolve("owner/other", **options)

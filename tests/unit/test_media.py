@@ -214,6 +214,7 @@ def test_exif_turns(orientation):
     same(load_image(encoded(stored, exif=exif)), upright)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_counts_as_none():
     data = encoded(picture(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x12" * 9)
     assert load_image(data).size == (6, 4)

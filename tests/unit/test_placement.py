@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from qvl.config import Qwen2_5_VLConfig
 from qvl.errors import InputError, InputTypeError, MissingDependencyError
+from qvl.modeling import Qwen2_5_VLForConditionalGeneration
+from qvl.weights import placement
 from qvl.weights.placement import Placement, best_device
 from qvl.weights.progress import SlowProgress
+from support.tiny import IMAGE, VISION_END, VISION_START, random_patches, tiny_settings
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 @pytest.mark.parametrize("device_map", [None, "cpu", CPU, torch.device("cpu", 0), {"": "cpu"}])
 def test_one_device(device_map):
-    placement = Placement.read(device_map)
-    assert placement.device_of("model.visual.x") == CPU
-    assert not placement.spans_devices
+    placed = Placement.read(device_map)
+    assert placed.device_of("model.visual.x") == CPU
+    assert not placed.spans_devices
 
 
 def test_auto_is_the_first_accelerator_or_the_cpu():
@@ -34,12 +37,12 @@ def test_a_number_is_the_accelerators(monkeypatch):
 
 
 def test_the_longest_entry_counts():
-    placement = Placement.read({"": "cpu", "model.visual": "meta", "model.visual.blocks.1": "cpu"})
-    assert placement.device_of("model.visual.merger.x") == META
-    assert placement.device_of("model.visual.blocks.1.x") == CPU
-    assert placement.device_of("model.visual.blocks.10.x") == META, "names are not cut in the middle"
-    assert placement.device_of("model.visuals") == CPU
-    assert placement.spans_devices
+    placed = Placement.read({"": "cpu", "model.visual": "meta", "model.visual.blocks.1": "cpu"})
+    assert placed.device_of("model.visual.merger.x") == META
+    assert placed.device_of("model.visual.blocks.1.x") == CPU
+    assert placed.device_of("model.visual.blocks.10.x") == META, "names are not cut in the middle"
+    assert placed.device_of("model.visuals") == CPU
+    assert placed.spans_devices
 
 
 @pytest.mark.parametrize(
@@ -64,7 +67,7 @@ def test_an_absent_gpu():
 
 
 def test_a_map_that_covers_not_everything():
-    with pytest.raises(InputError, match="says nothing about lm_head.weight"):
+    with pytest.raises(InputError, match=r"says nothing about lm_head\.weight"):
         Placement.read({"model": "cpu"}).device_of("lm_head.weight")
 
 
@@ -75,14 +78,30 @@ def test_spreading_needs_accelerate(monkeypatch):
         Placement.read({"a": "cpu", "b": "meta"}).require()
 
 
-def test_spreading_hands_the_map_to_accelerate(monkeypatch):
+def test_only_several_devices_are_spread(monkeypatch):
     calls = []
-    fake = SimpleNamespace(dispatch_model=lambda module, where, **_: calls.append(where))
-    monkeypatch.setitem(sys.modules, "accelerate", fake)
+    monkeypatch.setattr(placement, "spread", lambda module, devices: calls.append(set(devices)))
     Placement.read("cpu").dispatch(nn.Linear(1, 1))
     assert calls == []
     Placement.read({"": "cpu", "b": "meta"}).dispatch(nn.Linear(1, 1))
-    assert calls == [{"": "cpu", "b": "meta"}]
+    assert calls == [{"", "b"}]
+
+
+def test_a_spread_model_answers_the_same():
+    pytest.importorskip("accelerate")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**tiny_settings())).eval()
+    ids = torch.tensor([[1, 2, VISION_START, *[IMAGE] * 4, VISION_END, 5]])
+    inputs = {"input_ids": ids, "pixel_values": random_patches([(1, 4, 4)])}
+    inputs["image_grid_thw"] = torch.tensor([[1, 4, 4]])
+    before = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        placement.spread(model, {"model.visual": CPU, "model.language_model": CPU, "lm_head": CPU})
+        assert torch.equal(model(**inputs).logits, logits)
+    assert hasattr(model.lm_head, "_hf_hook")
+    assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), before)
 
 
 def test_progress_shows_only_what_is_slow():

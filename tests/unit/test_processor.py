@@ -7,10 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.processors import write_tiny_processor
-from support.tokens import GOLDEN
-from support.video import write_video
-from test_chat import PAGE
 
 from qvl.auto import AutoProcessor, AutoTokenizer
 from qvl.errors import (
@@ -23,7 +19,11 @@ from qvl.errors import (
     UnsupportedError,
 )
 from qvl.processing.image import Qwen2VLImageProcessor
+from qvl.processing.placeholders import expanded
 from qvl.processing.processor import Qwen2_5_VLProcessor
+from support.page import PAGE, WITH_ID, WITHOUT_ID
+from support.processors import write_tiny_processor
+from support.video import write_video
 
 HOLE = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO_HOLE = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -58,9 +58,8 @@ def inputs(processor, *content, **options):
 
 
 def test_the_prompts_of_the_page(processor):
-    for name, options in (("without", {}), ("with", {"add_vision_id": True})):
-        text = processor.apply_chat_template(PAGE, add_generation_prompt=True, **options)
-        assert text == (GOLDEN / f"page_prompt_{name}_id.txt").read_text()
+    assert processor.apply_chat_template(PAGE, add_generation_prompt=True) == WITHOUT_ID
+    assert processor.apply_chat_template(PAGE, add_generation_prompt=True, add_vision_id=True) == WITH_ID
 
 
 def test_every_form_of_picture(processor, tmp_path):
@@ -150,7 +149,7 @@ def test_typed_placeholders_are_text(processor):
     assert (ids == processor.tokenizer.eos_token_id).sum() == 2  # the template's own
     text = processor.apply_chat_template(ask(typed))
     assert processor.decode(inputs(processor, typed)["input_ids"][0]) == text
-    with pytest.raises(PlaceholderMismatchError, match="has 1 <|image_pad|> placeholder.*0 image"):
+    with pytest.raises(PlaceholderMismatchError, match=r"has 1 <\|image_pad\|> placeholder.*0 image"):
         processor(text=text)  # a ready prompt is taken as it is
 
 
@@ -170,15 +169,14 @@ def test_mismatch_says_how_many_of_each(processor, text, images, said):
 
 
 def test_truncation_must_not_cut_a_picture(processor):
-    with pytest.raises(PlaceholderMismatchError, match="4 image tokens where the images take 6.*max_length"):
+    with pytest.raises(PlaceholderMismatchError, match=r"4 image tokens where the images take 6.*max_length"):
         processor(text=HOLE, images=picture(), truncation=True, max_length=5)
 
 
-def test_expansion_is_linear(processor):
-    text = f"{HOLE}a" * 3000
-    image = processor.image_processor
-    many = processor(text=text, images=[np.zeros((28, 28, 3), np.uint8)] * 3000, max_pixels=image.min_pixels)
-    assert many["input_ids"][0].count(processor.image_token_id) == 3000 * 4
+def test_expansion_is_linear():
+    """Replacing one placeholder after the other would copy tens of megabytes fifty thousand times."""
+    (text,) = expanded([f"{HOLE}a" * 50_000], "image", "<|image_pad|>", [64] * 50_000)
+    assert text.count("<|image_pad|>") == 64 * 50_000
 
 
 def test_settings_go_to_the_parts_that_have_them(processor, video):
@@ -235,7 +233,7 @@ def test_loading(folder, tmp_path):
     for part in (loaded.image_processor, loaded.video_processor):
         assert (part.min_pixels, part.max_pixels) == (784, 1568)
     assert loaded.tokenizer.padding_side == "left"
-    with pytest.raises(InputTypeError, match="setting max_pixel$"):
+    with pytest.raises(InputTypeError, match=r"setting max_pixel$"):
         AutoProcessor.from_pretrained(folder, max_pixel=3)
     with pytest.raises(CheckpointNotFoundError):
         AutoProcessor.from_pretrained(tmp_path / "nowhere")

@@ -7,13 +7,13 @@ import json
 
 import pytest
 import torch
-from support.tiny import random_ids, tiny_settings
 from torch import nn
 
 from qvl.config import Qwen2_5_VLConfig
 from qvl.errors import ConfigError, InputTypeError, MissingDependencyError, UnsupportedError
 from qvl.modeling import Qwen2_5_VLForConditionalGeneration
 from qvl.weights.quantize import TorchAoConfig, is_quantized, quantize_module
+from support.tiny import random_ids, tiny_settings
 
 torchao = pytest.importorskip("torchao")
 
@@ -94,14 +94,16 @@ def test_as_on_the_page(tmp_path):
 
 
 def test_layers_that_do_not_fit_are_listed(folder):
-    with pytest.warns(UserWarning, match=r"group_size 32 does not divide in_features 44 \(model\.visual") as caught:
+    with pytest.warns(
+        UserWarning, match=r"group_size 32 does not divide in_features 44 \(model\.visual"
+    ) as caught:
         load(folder, quantization_config=NAMED["int4_weight_only"][0])
     assert "out_features 44 is not a multiple of 16" in str(caught[0].message)
 
 
 def test_no_layer_fits(folder):
     with pytest.raises(ConfigError, match="no layer can be quantized: group_size 128 does not divide"):
-        load(folder, quantization_config=TorchAoConfig("int4_weight_only"))
+        load(folder, quantization_config=TorchAoConfig("int4_weight_only", ["merger", "lm_head"]))
 
 
 def test_modules_to_not_convert(folder):
@@ -110,7 +112,9 @@ def test_modules_to_not_convert(folder):
     names = quantized_names(model)
     assert not any("visual" in name or "layers.1." in name for name in names)
     assert "model.language_model.layers.0.mlp.up_proj.weight" in names
-    assert ("lm_head.weight" in names) == (not model.config.tie_word_embeddings), "a tied head stays one tensor"
+    assert ("lm_head.weight" in names) == (not model.config.tie_word_embeddings), (
+        "a tied head stays one tensor"
+    )
 
 
 def test_embeddings_and_head(folder):

@@ -92,6 +92,12 @@ def test_what_the_released_configs_say(size):
     assert (config.head_dim, config.mrope_section) == (128, [16, 24, 24])
     assert config.vision_config.tokens_per_second == 2
     assert config.vision_config.out_hidden_size == config.hidden_size
-    assert (config.tie_word_embeddings, config.vocab_size) == ((True, 151936) if size == "3b" else (False, 152064))
-    assert (config.dtype_name, config.sliding_window, config.max_position_embeddings) == ("bfloat16", None, 128000)
+    assert (config.tie_word_embeddings, config.vocab_size) == (
+        (True, 151936) if size == "3b" else (False, 152064)
+    )
+    assert (config.dtype_name, config.sliding_window, config.max_position_embeddings) == (
+        "bfloat16",
+        None,
+        128000,
+    )
     assert (config.bos_token_id, config.eos_token_id) == (151643, 151645)

@@ -96,7 +96,12 @@ def test_a_factor_that_cannot_be_computed_with(rope_type, value):
 
 @pytest.mark.parametrize(
     "rope_type, key",
-    [("yarn", "beta_fast"), ("yarn", "beta_slow"), ("yarn", "attention_factor"), ("llama3", "low_freq_factor")],
+    [
+        ("yarn", "beta_fast"),
+        ("yarn", "beta_slow"),
+        ("yarn", "attention_factor"),
+        ("llama3", "low_freq_factor"),
+    ],
 )
 def test_other_numbers(rope_type, key):
     with pytest.raises(ConfigError, match=key):
@@ -158,7 +163,9 @@ def test_the_text_config_checks_it():
     with pytest.raises(ConfigError, match="head_dim / 2 = 64"):
         Qwen2_5_VLTextConfig(rope_scaling={"rope_type": "default", "mrope_section": [1, 1, 1]})
     with pytest.raises(ConfigError, match="head_dim / 2 = 32"):
-        Qwen2_5_VLTextConfig(head_dim=64, rope_scaling={"rope_type": "default", "mrope_section": [16, 24, 24]})
+        Qwen2_5_VLTextConfig(
+            head_dim=64, rope_scaling={"rope_type": "default", "mrope_section": [16, 24, 24]}
+        )
     longrope = {**scaling("longrope", factor=...), "mrope_section": [16, 24, 24]}
     longrope |= {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64}
     assert Qwen2_5_VLTextConfig(rope_scaling=longrope, original_max_position_embeddings=4096)

@@ -1,4 +1,4 @@
-"""The strategies one by one, on scores small enough to work out by hand. Equality with transformers: parity."""
+"""The strategies one by one, on scores small enough to work out by hand."""
 
 import math
 from dataclasses import fields

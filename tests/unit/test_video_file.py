@@ -11,7 +11,9 @@ from qvl.errors import InputError, MediaDecodeError, MediaNotFoundError, MediaTo
 from qvl.processing.media import MediaLimits, open_video
 
 
-def write_video(path, *, frames=40, size=(64, 48), rate=25, codec="mpeg4", gop=12, pts=None, rotation=0, **options):
+def write_video(
+    path, *, frames=40, size=(64, 48), rate=25, codec="mpeg4", gop=12, pts=None, rotation=0, **options
+):
     """Frames of slowly changing colours with a block whose place tells the frame's number."""
     width, height = size
     with av.open(str(path), "w") as container:
@@ -74,7 +76,17 @@ def test_frames_equal_a_full_decode(tmp_path, kind):
     with open_video(path) as video:
         assert (video.total_frames, video.width, video.height, video.rotation) == (40, 64, 48, 0)
         assert video.constant_rate
-        for numbers in ([0], [39], [0, 39], [5, 6, 7, 30], [13, 13, 25], list(range(40)), [24], [3], [11, 12, 23, 24]):
+        for numbers in (
+            [0],
+            [39],
+            [0, 39],
+            [5, 6, 7, 30],
+            [13, 13, 25],
+            list(range(40)),
+            [24],
+            [3],
+            [11, 12, 23, 24],
+        ):
             for number, picture in zip(numbers, video.frames(numbers), strict=True):
                 np.testing.assert_array_equal(picture, wanted[number], err_msg=f"frame {number} of {numbers}")
 
@@ -181,7 +193,9 @@ def test_truncated(tmp_path):
 
 
 def test_garbage_in_the_middle(tmp_path):
-    path = write_video(tmp_path / "a.mp4", codec="mjpeg" if "libx264" not in av.codecs_available else "libx264")
+    path = write_video(
+        tmp_path / "a.mp4", codec="mjpeg" if "libx264" not in av.codecs_available else "libx264"
+    )
     data = bytearray(path.read_bytes())
     start = data.index(b"mdat") + 4
     data[start : start + 3000] = b"\x5a" * 3000

@@ -128,7 +128,16 @@ def test_lists_arrays_and_tensors_are_the_same(processor, tmp_path):
         picture.save(tmp_path / f"{number}.png")
         names.append(str(tmp_path / f"{number}.png"))
     tensor = torch.from_numpy(array)
-    given = [array, tensor, tensor.permute(0, 3, 1, 2), array[None], pictures, tuple(pictures), list(array), names]
+    given = [
+        array,
+        tensor,
+        tensor.permute(0, 3, 1, 2),
+        array[None],
+        pictures,
+        tuple(pictures),
+        list(array),
+        names,
+    ]
     given += [[array], [pictures], [[array]], [names], list(tensor)]
     wanted = processor(array, fps=2.0)
     for videos in given:
@@ -187,7 +196,9 @@ def test_a_batch_is_its_videos_end_to_end(processor, path):
     videos = [frames(4), path, frames(6, 84, 56)]
     rates = [2.0, 1.0, 4.0]
     batch = processor(videos, fps=rates, return_tensors="pt")
-    single = [processor(video, fps=rate, return_tensors="pt") for video, rate in zip(videos, rates, strict=True)]
+    single = [
+        processor(video, fps=rate, return_tensors="pt") for video, rate in zip(videos, rates, strict=True)
+    ]
     for name in batch:
         assert torch.equal(batch[name], torch.cat([out[name] for out in single])), name
     assert batch.second_per_grid_ts.tolist() == [1.0, 2.0, 0.5]
@@ -223,7 +234,9 @@ def test_total_pixels_as_qwen_vl_utils_counts_them(processor):
 def test_limits_of_a_call_count_too(processor):
     array = frames(2, 280, 280)
     assert processor(array, fps=2, max_pixels=28 * 28 * 4).video_grid_thw.tolist() == [[1, 4, 4]]
-    assert processor(array, fps=2, min_pixels=280 * 280, max_pixels=280 * 280).video_grid_thw.tolist() == [[1, 20, 20]]
+    assert processor(array, fps=2, min_pixels=280 * 280, max_pixels=280 * 280).video_grid_thw.tolist() == [
+        [1, 20, 20]
+    ]
     size = {"shortest_edge": 784, "longest_edge": 784}
     assert processor(array, fps=2, size=size).video_grid_thw.tolist() == [[1, 2, 2]]
 
@@ -277,7 +290,8 @@ def test_unknown_options_and_types(processor):
 
 
 @pytest.mark.parametrize(
-    "video", [np.zeros((0, 56, 56, 3), np.uint8), np.zeros((2, 0, 5, 3)), [frames(1)[0], frames(1, 84, 84)[0]]]
+    "video",
+    [np.zeros((0, 56, 56, 3), np.uint8), np.zeros((2, 0, 5, 3)), [frames(1)[0], frames(1, 84, 84)[0]]],
 )
 def test_frames_that_are_no_video(processor, video):
     with pytest.raises(MediaError):
@@ -309,7 +323,14 @@ def test_limits_of_files(path):
 
 def test_names():
     assert Qwen2VLVideoProcessor is Qwen2_5_VLVideoProcessor
-    assert set(VIDEO_OVERRIDES) >= {"fps", "nframes", "video_start", "video_end", "total_pixels", "resized_height"}
+    assert set(VIDEO_OVERRIDES) >= {
+        "fps",
+        "nframes",
+        "video_start",
+        "video_end",
+        "total_pixels",
+        "resized_height",
+    }
     defaults = Qwen2_5_VLVideoProcessor()
     assert (defaults.min_pixels, defaults.max_pixels) == (128 * 28 * 28, 768 * 28 * 28)
     assert (defaults.min_frames, defaults.max_frames, defaults.do_sample_frames) == (4, 768, False)

@@ -67,9 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; into nothing, so that no second error appears.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return _after_broken_pipe()
+    except SystemExit as left:
+        if isinstance(left.__context__, BrokenPipeError):  # typer leaves the program on one
+            return _after_broken_pipe()
+        raise
     except (KeyboardInterrupt, typer.Abort):
         print(file=sys.stderr)
         return INTERRUPTED
@@ -81,6 +83,12 @@ def _run(argv: list[str], session: Session) -> int:
     command = typer.main.get_command(app)
     code = command.main(args=argv or ["--help"], prog_name="qvl", standalone_mode=False, obj=session)
     return code if isinstance(code, int) else OK
+
+
+def _after_broken_pipe() -> int:
+    # Python flushes stdout once more at exit; into nothing, so that no second error appears.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return BROKEN_PIPE
 
 
 def _report(error: Exception, session: Session) -> int:

@@ -10,7 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from qvl.cli.common import Loading, generate, generation_settings, load_assistant, load_processor
+from qvl.cli.common import (
+    Loading,
+    generate,
+    generation_settings,
+    load_assistant,
+    load_processor,
+    tokenized,
+)
 from qvl.cli.options import (
     Attention,
     AttentionOption,
@@ -66,6 +73,7 @@ def ask(
     Without media it is a plain question.
     """
     from qvl.cli.media import open_media
+    from qvl.cli.report import report
 
     begin = time.perf_counter()
     *sources, question = words
@@ -77,25 +85,22 @@ def ask(
     processor = load_processor(loading)
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     content = [*(medium.entry for medium in media), {"type": "text", "text": question}]
-    messages.append({"role": "user", "content": content})
-    inputs = processor.apply_chat_template(
-        messages,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        **({} if fps is None else {"fps": fps}),
-    )
+    inputs = tokenized(processor, [*messages, {"role": "user", "content": content}], fps)
     prepared = time.perf_counter()
     assistant = load_assistant(loading, processor)
     loaded = time.perf_counter()
-    answer = generate(assistant, inputs, settings, show=(lambda text: None) if as_json else _show)
+    answer = generate(assistant, inputs, settings, show=_keep_quiet if as_json else _show)
     if not as_json:
         print(flush=True)
         return
     times = {"prepare": prepared - begin, "load": loaded - prepared, "first_token": answer.first_token}
     times |= {"generate": answer.seconds, "total": time.perf_counter() - begin}
-    print(json.dumps(_report(loading.name, question, media, inputs, answer, times), ensure_ascii=False))
+    facts = report(media, inputs, processor, answer, times)
+    print(json.dumps({"model": loading.name, "question": question, **facts}, ensure_ascii=False))
+
+
+def _keep_quiet(text: str) -> None:
+    """Shows nothing: the answer comes in one piece, at the end."""
 
 
 def _show(text: str) -> None:

@@ -24,6 +24,7 @@ from qvl.cli.common import (
     load_assistant,
     load_processor,
     say,
+    tokenized,
 )
 from qvl.cli.options import (
     Attention,
@@ -192,14 +193,7 @@ class Conversation:
         """One turn. Of a turn that fails nothing is kept; the next one starts from what was said before."""
         content = [*self._waiting, {"type": "text", "text": question}]
         messages = [*self.messages, {"role": "user", "content": content}]
-        inputs = self.assistant.processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **({} if self.fps is None else {"fps": self.fps}),
-        )
+        inputs = tokenized(self.assistant.processor, messages, self.fps)
         try:
             with _stop_on_interrupt() as stopped:
                 answer = generate(

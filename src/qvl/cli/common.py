@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,22 @@ def generation_settings(
         settings |= {"do_sample": True, "temperature": temperature}
     GenerationConfig(**settings)
     return settings
+
+
+def tokenized(
+    processor: Qwen2_5_VLProcessor, messages: Sequence[Mapping[str, Any]], fps: float | None
+) -> BatchFeature:
+    """The conversation as input of the model, asking for an answer; special tokens in messages stay text."""
+    options: dict[str, Any] = {} if fps is None else {"fps": fps}
+    inputs: BatchFeature = processor.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        **options,
+    )
+    return inputs
 
 
 def generate(

@@ -14,6 +14,8 @@ import typer
 from qvl.cli.options import DebugOption, FpsOption, MaxPixelsOption, MinPixelsOption
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from qvl.config import Qwen2_5_VLConfig
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
@@ -134,16 +136,29 @@ def _media_costs(
 
 def _print_tables(model: str, facts: dict[str, Any], costs: list[dict[str, Any]]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False)
+    with console.capture() as shown:  # printed below, because rich leaves the program on a broken pipe
+        console.print(_model_table(model, facts))
+        if costs:
+            console.print(_media_table(costs))
+            console.print(f"{sum(row['tokens'] for row in costs):,} tokens in all, before text and markers")
+    print(shown.get(), end="")
+
+
+def _model_table(model: str, facts: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     table = Table("", "", title=model, show_header=False, title_justify="left")
     for name, value in _rows(facts):
         table.add_row(name, value)
-    console.print(table)
-    if not costs:
-        return
-    costs_table = Table("medium", "kind", "size", "resized to", "grid (t, h, w)", "tokens")
+    return table
+
+
+def _media_table(costs: list[dict[str, Any]]) -> Table:
+    from rich.table import Column, Table
+
+    table = Table(Column("medium", overflow="fold"), "kind", "size", "resized to", "grid (t, h, w)", "tokens")
     for row in costs:
         size = f"{row['width']} x {row['height']}"
         if row["kind"] == "video":
@@ -152,9 +167,9 @@ def _print_tables(model: str, facts: dict[str, Any], costs: list[dict[str, Any]]
         if row["kind"] == "video":
             resized += f", {row['frames']} frames at {row['sampled_fps']:.3g} fps"
         grid = " x ".join(map(str, row["grid"]))
-        costs_table.add_row(row["source"], row["kind"], size, resized, grid, f"{row['tokens']:,}")
-    console.print(costs_table)
-    console.print(f"{sum(row['tokens'] for row in costs):,} tokens in all, before text and markers")
+        name = row["source"].rstrip("/").rpartition("/")[2]
+        table.add_row(name, row["kind"], size, resized, grid, f"{row['tokens']:,}")
+    return table
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -100,20 +100,29 @@ def _video(name: str, content: str | bytes) -> MediaFile:
         ) from error
 
 
-def cost(medium: MediaFile, processor: Any, fps: float | None) -> dict[str, Any]:
-    """What the processor will make of ``medium``, found without decoding it: size, frames, grid, tokens."""
+def described(medium: MediaFile, grid: Grid, processor: Any) -> dict[str, Any]:
+    """``medium`` and what became of it, as plain values: sizes in pixels, grid in patches, tokens."""
+    side, merge = processor.image_processor.patch_size, processor.image_processor.merge_size
     told = {"source": medium.source, "kind": medium.kind, "width": medium.width, "height": medium.height}
     if medium.kind == "video":
+        told |= {"seconds": medium.seconds, "fps": medium.fps}
+    resized = {"resized_width": grid.w * side, "resized_height": grid.h * side}
+    return {**told, **resized, "grid": [grid.t, grid.h, grid.w], "tokens": grid.tokens(merge)}
+
+
+def cost(medium: MediaFile, processor: Any, fps: float | None) -> dict[str, Any]:
+    """What ``medium`` will become, found without decoding a video; of videos also the frames taken."""
+    if medium.kind == "video":
         plan = processor.video_processor.plan(medium.content, **({} if fps is None else {"fps": fps}))
-        size, grid = (plan.height, plan.width), plan.grid
-        told |= {"seconds": medium.seconds, "fps": medium.fps, "frames": len(plan.indices)}
-        told |= {"sampled_fps": plan.sampled_fps}
-    else:
-        settings = processor.image_processor
-        side = settings.patch_size
-        limits = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
-        size = smart_resize(medium.height, medium.width, side * settings.merge_size, **limits)
-        grid = Grid(1, size[0] // side, size[1] // side)
-    tokens = grid.tokens(processor.image_processor.merge_size)
-    resized = {"resized_width": size[1], "resized_height": size[0]}
-    return {**told, **resized, "grid": [grid.t, grid.h, grid.w], "tokens": tokens}
+        taken = {"frames": len(plan.indices), "sampled_fps": plan.sampled_fps}
+        return described(medium, plan.grid, processor) | taken
+    settings = processor.image_processor
+    height, width = smart_resize(
+        medium.height,
+        medium.width,
+        settings.patch_size * settings.merge_size,
+        settings.min_pixels,
+        settings.max_pixels,
+    )
+    grid = Grid(1, height // settings.patch_size, width // settings.patch_size)
+    return described(medium, grid, processor)

@@ -229,7 +229,7 @@ class BeamSearch:
         return self._improvable and not full and not bool(candidates.ended_1K.all())
 
     def _continue(self, candidates: Candidates, chosen: SequenceOf[int]) -> None:
-        """Make the chosen candidates the lanes. The first child of a parent takes its cache, others get copies."""
+        """Make the chosen candidates the lanes. A parent's first child takes its cache, others get copies."""
         parents = [candidates.parents[k] for k in chosen]
         used: set[int] = set()
         lanes: list[Sequence] = []

@@ -70,13 +70,15 @@ class SequenceKV:
 
         ``length`` itself moves only with `advance`, once every layer has written.
         """
+        count = k_TGD.shape[0]
+        end = self.length + count
         self._check(k_TGD)
-        start, end = self.length, self.length + k_TGD.shape[0]
         self._reserve(layer, end, k_TGD)
-        keys, values = self._keys[layer], self._values[layer]
-        keys[:, start:end].copy_(k_TGD.detach().transpose(0, 1))
-        values[:, start:end].copy_(v_TGD.detach().transpose(0, 1))
-        return keys[:, :end].transpose(0, 1), values[:, :end].transpose(0, 1)
+        # As (S, G, D) views of head-major memory. A buffer is never part of a graph.
+        keys, values = self._keys[layer].transpose(0, 1), self._values[layer].transpose(0, 1)
+        keys.narrow(0, self.length, count).copy_(k_TGD.detach())
+        values.narrow(0, self.length, count).copy_(v_TGD.detach())
+        return keys.narrow(0, 0, end), values.narrow(0, 0, end)
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
         """Views ``(k_SGD, v_SGD)`` of the first ``length`` tokens."""

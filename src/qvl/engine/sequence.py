@@ -63,18 +63,18 @@ class Sequence:
     kv: Any = None
     sampler: Any = None
     vision: dict[int, Any] = field(default_factory=dict)  # index of a medium -> its embeddings
+    # Tokens of the prompt, from its positions: a prompt of embeddings may come without ids.
+    prompt_length: int = field(init=False)
 
     width = 1  # sequences that one scheduled request can bring into a step
+
+    def __post_init__(self) -> None:
+        self.prompt_length = int(self.prompt.positions_3T.shape[1])
 
     @property
     def lanes(self) -> tuple[Sequence, ...]:
         """What the scheduler runs together: here, the sequence itself."""
         return (self,)
-
-    @property
-    def prompt_length(self) -> int:
-        """Tokens of the prompt, from its positions: a prompt of embeddings may come without ids."""
-        return int(self.prompt.positions_3T.shape[1])
 
     @property
     def length(self) -> int:

@@ -1,7 +1,8 @@
 """Boxes and points in what the model writes, in pixels of the picture that people have.
 
 Qwen2.5-VL answers in absolute pixels of the resized picture (its report, arXiv 2502.13923, section 2.1.1),
-as JSON (``bbox_2d``, ``point_2d``, ``label``) or between box tokens. This module reads both and knows no model.
+as JSON (``bbox_2d``, ``point_2d``, ``label``) or between box tokens. This module reads both
+and knows no model.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from qvl.errors import PromptError
@@ -36,7 +37,7 @@ class Marks:
     def absent_from(cls, *values: Any) -> Marks:
         """Marks that occur in no string anywhere inside ``values``."""
         used = {char for text in strings(values) if not text.isascii() for char in text}
-        free = [chr(code) for code in PRIVATE_USE if chr(code) not in used][:4]
+        free = list(islice((chr(code) for code in PRIVATE_USE if chr(code) not in used), 4))
         if len(free) < 4:
             raise PromptError("The messages use every private-use character of Unicode; remove some")
         return cls(*free)

@@ -151,7 +151,10 @@ class Vocabulary:
         return self._backend.get_vocab_size(with_added_tokens=False)
 
     def __len__(self) -> int:
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        """The size of the vocabulary with added tokens (asking the backend would rebuild the table)."""
+        model = self._backend.model
+        added = self._backend.get_added_tokens_decoder().values()
+        return self.vocab_size + sum(model.token_to_id(token.content) is None for token in added)
 
     def get_vocab(self) -> dict[str, int]:
         """Every token and its id."""
@@ -215,12 +218,12 @@ class Vocabulary:
         self._blind_backend = None
         if isinstance(token, Mapping):
             (token,) = tokenizer_files.parse_added_tokens({0: token})
-        before = len(self)
+        new = self._backend.token_to_id(str(token_text(token))) is None
         if special:
             self._backend.add_special_tokens([token])
         else:
             self._backend.add_tokens([token])
-        return len(self) - before
+        return int(new)
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """The id of a token, or the ids of several; the unknown token's id (or None) for others."""

@@ -55,15 +55,19 @@ class Placement:
                 ) from error
 
     def dispatch(self, module: nn.Module) -> None:
-        """Let inputs follow the parts of ``module`` across devices (accelerate's hooks). Parts lie there
-        already.
-        """
+        """Let inputs follow the parts of ``module``, which lie on their devices already, across devices."""
         if self.spans_devices:
-            from accelerate import dispatch_model
+            spread(module, self.devices)
 
-            dispatch_model(
-                module, {name: str(device) for name, device in self.devices.items()}, force_hooks=True
-            )
+
+def spread(module: nn.Module, devices: Mapping[str, torch.device]) -> None:
+    """Hooks of accelerate that move the inputs of every part to its device."""
+    from accelerate import dispatch_model
+    from accelerate.hooks import remove_hook_from_module
+
+    dispatch_model(module, {name: str(device) for name, device in devices.items()}, force_hooks=True)
+    # The outermost hook would send results back to the device of the inputs, and takes outputs apart for it.
+    remove_hook_from_module(module)
 
 
 def best_device() -> torch.device:

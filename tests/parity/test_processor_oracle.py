@@ -1,4 +1,4 @@
-"""The processor against transformers' Qwen2_5_VLProcessor: ids, masks, pixels and grids of text and pictures.
+"""The processor against transformers' Qwen2_5_VLProcessor: ids, masks, pixels, grids.
 
 transformers' video processor needs torchvision, which is not there: the oracle is put together by hand
 without it, and videos are compared elsewhere by golden files.
@@ -56,6 +56,13 @@ IMAGES = [picture(60, 90), picture(200, 300, 1), picture(30, 30, 2, "L"), pictur
 HOLE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
+NESTED = {
+    "images_kwargs": {"min_pixels": 31360},
+    "common_kwargs": {"return_tensors": "np"},
+    "text_kwargs": {"padding": "max_length", "max_length": 70},
+}
+
+
 @pytest.mark.parametrize(
     ("text", "images", "options"),
     [
@@ -65,9 +72,8 @@ HOLE = "<|vision_start|><|image_pad|><|vision_end|>"
         ([f"{HOLE}a{HOLE}"], IMAGES[:2], {"return_tensors": "np"}),
         ([HOLE, "none", f"b{HOLE}{HOLE}c", HOLE], [[IMAGES[0]], [], IMAGES[1:3], IMAGES[3:]],
          {"padding": True, "return_tensors": "pt", "padding_side": "left"}),
-        ([HOLE, f"b{HOLE}"], IMAGES[:2], {"padding": True, "return_tensors": "pt", "max_pixels": 6272}),
-        ([HOLE], IMAGES[:1], {"images_kwargs": {"min_pixels": 31360}, "common_kwargs": {"return_tensors": "pt"},
-         "text_kwargs": {"padding": "max_length", "max_length": 70}}),
+        ([HOLE, HOLE], IMAGES[:2], {"padding": True, "return_tensors": "pt", "max_pixels": 6272}),
+        ([HOLE], IMAGES[:1], NESTED),
         ([HOLE], IMAGES[:1], {"return_mm_token_type_ids": True, "return_offsets_mapping": True}),
         ([HOLE], [np.asarray(IMAGES[1])], {"do_normalize": False, "return_tensors": "pt"}),
     ],
@@ -80,7 +86,7 @@ def test_call(pair, text, images, options):
 
 CHAT = [
     {"role": "system", "content": [{"type": "text", "text": "Look."}]},
-    {"role": "user", "content": [{"type": "image", "image": IMAGES[0]}, {"type": "text", "text": "< it's &"}]},
+    {"role": "user", "content": [{"type": "image", "image": IMAGES[0]}, {"type": "text", "text": "it's &"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "A picture."}]},
     {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "image", "image": IMAGES[1]}]},
 ]  # fmt: skip

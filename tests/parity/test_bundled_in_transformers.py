@@ -1,0 +1,81 @@
+"""The bundled checkpoint in transformers 4.57: it loads there as it is and gives the same answers."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration as Theirs
+from transformers import Qwen2TokenizerFast, Qwen2VLImageProcessor
+
+from qvl import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from qvl.hub import BUNDLED
+
+pytestmark = pytest.mark.oracle
+
+ROOT = Path(__file__).parents[2]
+FOLDER = BUNDLED["qvl/digits"]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def models():
+    ours = Qwen2_5_VLForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32)
+    theirs, report = Theirs.from_pretrained(FOLDER, dtype=torch.float32, output_loading_info=True)
+    assert not any(report.values()), report
+    return ours, theirs.eval()
+
+
+@pytest.fixture(scope="module")
+def inputs(processor):
+    """Held-out pictures of one to three digits in one batch, as the public way makes them."""
+    pytest.importorskip("sklearn")
+    sys.path.insert(0, str(ROOT))  # the examples are scripts of the repository, not part of the package
+    from examples.digits.data import load_scans
+    from examples.digits.evaluate import cases, conversation
+
+    _, held_out = load_scans()
+    chosen = [case for digits in (1, 2, 3) for case in list(cases(held_out.part(0, 120), digits))[::12]]
+    return processor.apply_chat_template(
+        [conversation(case) for case in chosen],
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+    )
+
+
+def test_same_greedy_answers(models, inputs):
+    ours, theirs = (
+        model.generate(**inputs, max_new_tokens=16, do_sample=False, use_cache=True) for model in models
+    )
+    assert ours.tolist() == theirs.tolist()
+
+
+def test_same_logits(models, inputs):
+    with torch.no_grad():
+        ours, theirs = (model(**inputs).logits[:, -1] for model in models)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_same_tokens_there(processor):
+    theirs = Qwen2TokenizerFast.from_pretrained(FOLDER)
+    content = [{"type": "image"}, {"type": "text", "text": "What is written here, s'il vous plaît?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    assert processor.tokenizer(text)["input_ids"] == theirs(text)["input_ids"]
+    assert len(processor.tokenizer) == len(theirs)
+
+
+def test_same_pixels_there(processor):
+    theirs = Qwen2VLImageProcessor.from_pretrained(FOLDER)
+    with Image.open(ROOT / "examples" / "pictures" / "digits.png") as picture:
+        mine, other = (each(picture, return_tensors="pt") for each in (processor.image_processor, theirs))
+    assert mine["image_grid_thw"].tolist() == other["image_grid_thw"].tolist()
+    assert torch.equal(mine["pixel_values"], other["pixel_values"])

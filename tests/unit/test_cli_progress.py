@@ -1,0 +1,52 @@
+"""Progress shows on a terminal only, and only when the work takes a while."""
+
+import io
+import sys
+import time
+
+import pytest
+
+from qvl.cli.progress import Bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    return sys.stderr
+
+
+def test_long_work_on_a_terminal_shows_a_bar_and_takes_it_away(terminal):
+    with Bar("reading 5 tokens", delay=0.01) as bar:
+        bar.update(1, 4)
+        time.sleep(0.3)
+        bar.update(3, 4)
+        assert "reading 5 tokens" in terminal.getvalue()
+    after = terminal.getvalue()
+    time.sleep(0.15)
+    assert terminal.getvalue() == after
+
+
+def test_short_work_shows_nothing(terminal):
+    with Bar("short", delay=30):
+        pass
+    assert terminal.getvalue() == ""
+
+
+def test_a_pipe_shows_nothing(capsys):
+    with Bar("long", delay=0.01):
+        time.sleep(0.1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_closing_before_the_end(terminal):
+    with Bar("long", delay=0.01) as bar:
+        bar.close()
+        time.sleep(0.1)
+        bar.update(1, 2)
+    assert terminal.getvalue() == ""
