@@ -15,5 +15,7 @@ def shared_data() -> Path:
     default = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("QVL_TEST_DATA", default))
     if not folder.is_dir():
-        pytest.skip(f"no test data at {folder}; set QVL_TEST_DATA to a folder with images/, videos/, tokenizer/")
+        pytest.skip(
+            f"no test data at {folder}; set QVL_TEST_DATA to a folder with images/, videos/, tokenizer/"
+        )
     return folder

@@ -19,7 +19,7 @@ from qvl.weights.names import to_released
 
 ROWS = 512  # of the embedding: a few more than there are tokens, as in the released models
 # Scans of 8 x 8 cells hold no more than this shows, and the sizes in ``lessons`` are those that come of it.
-MIN_PIXELS, MAX_PIXELS = 56 * 112, 84 * 140
+MIN_PIXELS, MAX_PIXELS = 56 * 84, 56 * 140
 
 
 def model_config() -> Qwen2_5_VLConfig:

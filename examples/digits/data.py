@@ -63,6 +63,11 @@ class Scans:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    @property
+    def cells_NC(self) -> Tensor:
+        """The 64 cells of each scan, about as they were before they were enlarged."""
+        return F.avg_pool2d(self.ink_NSS, SCAN_SIDE // 10)[:, 1:-1, 1:-1].flatten(1)
+
     def part(self, start: int, stop: int) -> Scans:
         return Scans(self.ink_NSS[start:stop], self.labels_N[start:stop])
 
@@ -92,8 +97,8 @@ class Drawn:
     y_BK: Tensor
     side_B: Tensor
 
-    def covering(self, labels_BK: Tensor, counts_B: Tensor, cell: int, nothing: int) -> Tensor:
-        """For each ``cell`` x ``cell`` square, row by row: the label of the digit there, or ``nothing``."""
+    def covering(self, counts_B: Tensor, cell: int) -> Tensor:
+        """For each ``cell`` x ``cell`` square, row by row: which digit stands there, or -1. (B, squares)."""
         height, width = self.pixels.shape[-2:]
         y, x = torch.meshgrid(
             torch.arange(cell / 2, height, cell), torch.arange(cell / 2, width, cell), indexing="ij"
@@ -103,8 +108,7 @@ class Drawn:
         down = (y.flatten()[:, None] - self.y_BK[:, None]).abs() / side
         absent = torch.arange(MAX_DIGITS) >= counts_B[:, None]
         distance, nearest = across.masked_fill(absent[:, None], torch.inf).min(dim=-1)
-        hit = (distance < 0.42) & (down[..., 0] < 0.5)
-        return torch.where(hit, labels_BK.gather(1, nearest), nothing).flatten()
+        return torch.where((distance < 0.42) & (down[..., 0] < 0.5), nearest, -1)
 
 
 TRAINING = Distortion(turn=0.2, shear=0.22, stretch=0.18, elastic=0.045, stroke=0.12, noise=0.06)

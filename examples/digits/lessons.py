@@ -36,31 +36,23 @@ IGNORED = -100  # where cross entropy looks away
 SECOND_TURN = 0.15  # how often a conversation goes on with another picture
 TEXT_FIRST = 0.15  # how often the question stands before the picture
 
-# Sizes (height, width) that the processor makes of people's pictures: 8 to 15 tokens, one window or two.
-SIZES = (
-    (56, 112),
-    (56, 140),
-    (56, 168),
-    (84, 84),
-    (84, 112),
-    (84, 140),
-    (112, 56),
-    (112, 84),
-    (140, 84),
-)
+# Sizes (height, width) that the processor makes of people's pictures: 6 to 10 tokens, one window or two.
+SIZES = ((56, 84), (56, 112), (56, 140), (84, 56), (84, 84), (112, 56))
 # The most digits for the least work: what the tower sees while it learns alone.
-DENSE_SIZES = ((56, 56), (56, 84), (56, 112))
+DENSE_SIZES = ((56, 56), (56, 84), (56, 112), (84, 84))
 
 
 @dataclass(frozen=True)
 class Pictures:
     """``pixels``: uint8 (B, 3, H, W). ``counts_B`` and ``labels_BK``: the digits that they show.
 
-    ``cells_N``: for every merged token the digit whose middle it covers, or NOTHING.
+    ``seen_N``: the digit that stands in each merged token, or NOTHING. ``scans_NC``: the 64 cells of its
+    scan, undistorted, 0 paper to 1 ink.
     """
 
     pixels: Tensor
-    cells_N: Tensor
+    seen_N: Tensor
+    scans_NC: Tensor
     counts_B: Tensor
     labels_BK: Tensor
 
@@ -114,8 +106,10 @@ def show(
     """Pictures of the chosen scans."""
     drawn = draw_pictures(scans.ink_NSS[chosen_BK], counts_B, size, distortion, generator)
     labels_BK = scans.labels_N[chosen_BK]
-    cells_N = drawn.covering(labels_BK, counts_B, PATCH * MERGE, NOTHING)
-    return Pictures(drawn.pixels, cells_N, counts_B, labels_BK)
+    which_BN = drawn.covering(counts_B, PATCH * MERGE)
+    scan_BN = chosen_BK.gather(1, which_BN.clamp(min=0))
+    seen_BN = scans.labels_N[scan_BN].masked_fill(which_BN < 0, NOTHING)
+    return Pictures(drawn.pixels, seen_BN.flatten(), scans.cells_NC[scan_BN.flatten()], counts_B, labels_BK)
 
 
 def patchify(pixels: Tensor) -> Tensor:

@@ -63,28 +63,6 @@ class SmallPicturesTower(VisionTower):
         return [frames if i in full else windows for i in range(len(self.blocks))]
 
 
-@torch.no_grad()
-def start_gently(network: SmallPicturesLM) -> None:
-    """Weights from which a small network learns soon.
-
-    The patch kernels start as random mixtures of smooth grey patterns without their mean, so that ink counts from
-    the first step and the colour of the paper does not; what blocks add starts small.
-    """
-    network.init_weights()
-    tower, layers = network.model.visual, network.model.language_model.layers
-    kernel = tower.patch_embed.proj.weight
-    width, channels, frames, side, _ = kernel.shape
-    waves = torch.cos(torch.pi / side * (torch.arange(side) + 0.5) * torch.arange(5)[:, None])
-    patterns = torch.einsum("iy,jx->ijyx", waves, waves).flatten(0, 1)[1:] / side
-    grey = torch.einsum("dk,kyx->dyx", torch.randn(width, len(patterns)) / 5, patterns)
-    kernel.copy_((grey / (channels * frames) * 1.2)[:, None, None].expand_as(kernel))
-    for stack in (tower.blocks, layers):
-        for block in stack:
-            attention = block.attn.proj if stack is tower.blocks else block.self_attn.o_proj
-            for added in (attention, block.mlp.down_proj):
-                added.weight.mul_((2 * len(stack)) ** -0.5)
-
-
 class SmallPicturesBackbone(VisionLanguageModel):
     tower_class = SmallPicturesTower
 

@@ -55,7 +55,9 @@ __all__ = [*_MODULE_OF, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
-        raise AttributeError(f"module 'qvl' has no attribute {name!r}; public names are listed in qvl.__all__")
+        raise AttributeError(
+            f"module 'qvl' has no attribute {name!r}; public names are listed in qvl.__all__"
+        )
     value = getattr(import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value

@@ -18,7 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class ModelOutput(Mapping[str, Any]):
-    """A mapping from the names of the fields that are not None to their values, in order."""
+    """A mapping from the names of the fields that are not None to their values, in order.
+
+    A mapping as the only argument gives the fields: how tools that move outputs between devices rebuild them.
+    """
+
+    def __post_init__(self) -> None:
+        first, *rest = fields(self)
+        given = getattr(self, first.name)
+        if isinstance(given, Mapping) and all(getattr(self, f.name) is None for f in rest):
+            setattr(self, first.name, None)
+            for name, value in given.items():
+                setattr(self, name, value)
 
     def _set(self) -> dict[str, Any]:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}

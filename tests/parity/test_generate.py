@@ -137,9 +137,17 @@ class TestBeams:
         assert torch.equal(ours, theirs)
 
     def test_the_released_settings(self, models):
-        released = {"do_sample": True, "temperature": 1e-6, "repetition_penalty": 1.05, "top_k": 1, "top_p": 0.001}
+        released = {
+            "do_sample": True,
+            "temperature": 1e-6,
+            "repetition_penalty": 1.05,
+            "top_k": 1,
+            "top_p": 0.001,
+        }
         ours, theirs = both(models, batch(*IMAGE), num_beams=2, **released, max_new_tokens=16)
-        assert ours.shape == theirs.shape  # the ids are drawn: softmax of scores near 1e6 leaves ties to chance
+        assert (
+            ours.shape == theirs.shape
+        )  # the ids are drawn: softmax of scores near 1e6 leaves ties to chance
 
 
 class TestSampling:
@@ -154,7 +162,13 @@ class TestSampling:
             {"typical_p": 0.6},
             {"top_k": 0, "epsilon_cutoff": 0.01},
             {"top_k": 0, "eta_cutoff": 0.01},
-            {"temperature": 0.9, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.2, "renormalize_logits": True},
+            {
+                "temperature": 0.9,
+                "top_k": 30,
+                "top_p": 0.9,
+                "repetition_penalty": 1.2,
+                "renormalize_logits": True,
+            },
             {"temperature": 1e-6, "repetition_penalty": 1.05},
         ],
         ids=str,
@@ -244,7 +258,9 @@ class TestOutput:
         assert got.shape == (2, 20)
         assert torch.equal(got, expected)
         penalised = {"repetition_penalty": 1.5, "min_length": 12, "eos_token_id": [int(got[0, 1])]}
-        ours_ids, theirs_ids = both(models, {"inputs_embeds": embeds}, max_length=30, max_new_tokens=None, **penalised)
+        ours_ids, theirs_ids = both(
+            models, {"inputs_embeds": embeds}, max_length=30, max_new_tokens=None, **penalised
+        )
         assert torch.equal(ours_ids, theirs_ids)
 
     def test_embeddings_beside_ids_come_behind_the_ids(self, models):
@@ -270,7 +286,12 @@ class TestCallbacks:
         from transformers import StoppingCriteria as TheirCriterion
         from transformers import StoppingCriteriaList as TheirCriteria
 
-        from qvl.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+        from qvl.generation import (
+            LogitsProcessor,
+            LogitsProcessorList,
+            StoppingCriteria,
+            StoppingCriteriaList,
+        )
 
         def callbacks(processor, processors, criterion, criteria):
             class LikeLast(processor):
@@ -326,9 +347,14 @@ class TestCallbacks:
 
         from qvl.generation.processors import RepetitionPenaltyLogitsProcessor as Ours
 
-        arguments, settings = batch(*TEXT), {"repetition_penalty": 1.05, "max_new_tokens": 30, "pad_token_id": PAD}
+        arguments, settings = (
+            batch(*TEXT),
+            {"repetition_penalty": 1.05, "max_new_tokens": 30, "pad_token_id": PAD},
+        )
         expected = models[0].generate(**arguments, **settings, logits_processor=[Theirs(1.8)])
-        assert torch.equal(models[1].generate(**arguments, **settings, logits_processor=[Ours(1.8)]), expected)
+        assert torch.equal(
+            models[1].generate(**arguments, **settings, logits_processor=[Ours(1.8)]), expected
+        )
 
 
 class TestLookup:
@@ -336,7 +362,9 @@ class TestLookup:
     def test_guesses_do_not_change_the_answer(self, models, settings):
         ids = random_ids(1, 12).repeat(1, 3)
         arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        ours, theirs = both(models, arguments, prompt_lookup_num_tokens=5, max_matching_ngram_size=3, **settings)
+        ours, theirs = both(
+            models, arguments, prompt_lookup_num_tokens=5, max_matching_ngram_size=3, **settings
+        )
         plain, _ = both(models, arguments, **settings)
         assert torch.equal(ours, theirs)
         assert torch.equal(ours, plain)
@@ -418,7 +446,9 @@ class TestText:
         from qvl.generation import TextIteratorStreamer
 
         pieces = []
-        for model, streamer in zip(models, (transformers.TextIteratorStreamer, TextIteratorStreamer), strict=True):
+        for model, streamer in zip(
+            models, (transformers.TextIteratorStreamer, TextIteratorStreamer), strict=True
+        ):
             streamer = streamer(tokenizer, timeout=10)
             model.generate(**batch(*TEXT), max_new_tokens=40, pad_token_id=PAD, streamer=streamer)
             pieces.append(list(streamer))
@@ -441,6 +471,8 @@ class TestText:
         for model in models:
             models[0].model.rope_deltas = None
             streamer = Log()
-            model.generate(**arguments, max_new_tokens=30, pad_token_id=PAD, eos_token_id=eos, streamer=streamer)
+            model.generate(
+                **arguments, max_new_tokens=30, pad_token_id=PAD, eos_token_id=eos, streamer=streamer
+            )
             logs.append(streamer.log)
         assert logs[0] == logs[1]

@@ -67,7 +67,12 @@ def test_every_rope_type(rope, limit):
 @pytest.mark.parametrize("use_cache", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_sliding_window_and_tied_head(tied, use_cache):
-    text = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "tie_word_embeddings": tied}
+    text = {
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "max_window_layers": 1,
+        "tie_word_embeddings": tied,
+    }
     models = pair(text=text, tie_word_embeddings=tied)
     assert (models[1].lm_head.weight is models[1].get_input_embeddings().weight) == tied
     arguments = batch(*MIXED)
@@ -213,16 +218,27 @@ def test_inputs_embeds(models):
 
 def test_position_ids_from_the_caller(models):
     arguments = batch(*IMAGE)
-    position_ids = torch.randint(0, 50, (3, *arguments["input_ids"].shape), generator=torch.Generator().manual_seed(0))
+    position_ids = torch.randint(
+        0, 50, (3, *arguments["input_ids"].shape), generator=torch.Generator().manual_seed(0)
+    )
     theirs, ours = both(models, arguments, position_ids=position_ids)
     torch.testing.assert_close(ours.logits, theirs.logits, **CLOSE)
     flat = both(models, batch(*TEXT), position_ids=position_ids[0, :, :11])
-    torch.testing.assert_close(flat[1].logits, both(models, batch(*TEXT), position_ids=position_ids[:1, :, :11].expand(3, -1, -1))[0].logits, **CLOSE)
+    torch.testing.assert_close(
+        flat[1].logits,
+        both(models, batch(*TEXT), position_ids=position_ids[:1, :, :11].expand(3, -1, -1))[0].logits,
+        **CLOSE,
+    )
 
 
 def step_arguments(arguments, ids, cache, cells):
     mask = torch.cat([arguments["attention_mask"], torch.ones_like(ids)], dim=1)
-    return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "cache_position": torch.tensor([cells])}
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "past_key_values": cache,
+        "cache_position": torch.tensor([cells]),
+    }
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -290,7 +306,9 @@ def test_features(models):
 def test_legacy_cache_round_trip(models):
     arguments = batch(*IMAGE)
     theirs, ours = both(models, arguments)
-    for (k, v), (k2, v2) in zip(ours.past_key_values.to_legacy_cache(), theirs.past_key_values.to_legacy_cache(), strict=True):
+    for (k, v), (k2, v2) in zip(
+        ours.past_key_values.to_legacy_cache(), theirs.past_key_values.to_legacy_cache(), strict=True
+    ):
         torch.testing.assert_close(k, k2, **CLOSE)
         torch.testing.assert_close(v, v2, **CLOSE)
     again = DynamicCache.from_legacy_cache(ours.past_key_values.to_legacy_cache())
@@ -308,3 +326,14 @@ def test_counts_and_resizing(models):
     assert torch.equal(ours.get_input_embeddings().weight[:200], before)
     assert ours.config.vocab_size == ours.config.text_config.vocab_size == 216
     assert ours(batch(*TEXT)["input_ids"]).logits.shape[-1] == 216
+
+
+def test_memory_footprint(models):
+    theirs, ours = models
+    assert ours.get_memory_footprint() == theirs.get_memory_footprint(return_buffers=False)
+
+
+def test_outputs_are_rebuilt_from_a_mapping(models):
+    output = models[1](**batch(*TEXT))
+    again = type(output)(dict(output))
+    assert again.logits is output.logits and again.loss is None

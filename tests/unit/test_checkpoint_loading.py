@@ -229,6 +229,7 @@ def test_parts_of_a_model(saved):
     assert_same(text, model.model.language_model)
     text.save_pretrained(folder / "text")
     assert "model.norm.weight" in load_file(folder / "text" / SINGLE)
+    assert_same(Qwen2_5_VLTextModel.from_pretrained(folder / "text"), text)
 
 
 def test_a_given_state_dict_is_what_is_saved(tmp_path):

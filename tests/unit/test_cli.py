@@ -143,7 +143,6 @@ class TestAsk:
         assert run(*words)[1] == run(*words)[1]
 
     def test_the_bundled_model_is_named_on_stderr(self, run):
-        pytest.importorskip("qvl.auto")
         code, out, err = run("ask", "Who?", "--max-new-tokens", 1)
         assert code == OK
         assert "qvl/digits" in err and "qvl/digits" not in out

@@ -15,24 +15,38 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def terminal(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    return sys.stderr
+def use_terminal(monkeypatch):
+    """To be called in the test itself: pytest puts its own stderr back between set-up and test."""
+
+    def use_terminal():
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        return sys.stderr
+
+    return use_terminal
 
 
-def test_long_work_on_a_terminal_shows_a_bar_and_takes_it_away(terminal):
+def appears(text, terminal):
+    """Waits for it: the bar is drawn by another thread."""
+    end = time.monotonic() + 20
+    while text not in terminal.getvalue() and time.monotonic() < end:
+        time.sleep(0.02)
+    return text in terminal.getvalue()
+
+
+def test_long_work_on_a_terminal_shows_a_bar_and_takes_it_away(use_terminal):
+    terminal = use_terminal()
     with Bar("reading 5 tokens", delay=0.01) as bar:
         bar.update(1, 4)
-        time.sleep(0.3)
+        assert appears("reading 5 tokens", terminal)
         bar.update(3, 4)
-        assert "reading 5 tokens" in terminal.getvalue()
     after = terminal.getvalue()
     time.sleep(0.15)
     assert terminal.getvalue() == after
 
 
-def test_short_work_shows_nothing(terminal):
+def test_short_work_shows_nothing(use_terminal):
+    terminal = use_terminal()
     with Bar("short", delay=30):
         pass
     assert terminal.getvalue() == ""
@@ -44,7 +58,8 @@ def test_a_pipe_shows_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_closing_before_the_end(terminal):
+def test_closing_before_the_end(use_terminal):
+    terminal = use_terminal()
     with Bar("long", delay=0.01) as bar:
         bar.close()
         time.sleep(0.1)

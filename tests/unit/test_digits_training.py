@@ -76,11 +76,15 @@ def test_digits_stay_inside_and_apart(scans, size):
     assert all(0 < ink[i, pictures.counts_B[i] - 1] < size[1] for i in range(8))
 
 
-def test_cells_name_the_digits_of_the_picture(lesson):
-    cells = lesson.cells_N.view(6, -1)
-    for i in range(6):
-        seen = set(cells[i].tolist()) - {NOTHING}
-        assert seen <= {int(digit) for digit in lesson.number(i)}
+def test_tokens_know_the_digit_and_the_scan_they_show(scans, lesson):
+    seen = lesson.seen_N.view(len(lesson), -1)
+    for i in range(len(lesson)):
+        assert set(seen[i].tolist()) - {NOTHING} <= {int(digit) for digit in lesson.number(i)}
+    there = lesson.seen_N != NOTHING
+    assert 0.1 < float(there.float().mean()) < 0.9
+    # The nearest of all scans to what a token should copy is one of the digit that it should name.
+    nearest = torch.cdist(lesson.scans_NC[there], scans[0].cells_NC).argmin(1)
+    assert torch.equal(scans[0].labels_N[nearest], lesson.seen_N[there])
 
 
 def test_patches_are_those_of_the_image_processor(lesson):

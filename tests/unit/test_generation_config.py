@@ -82,7 +82,9 @@ def test_methods_that_are_not_offered_are_refused(settings):
 
 
 def test_their_neutral_values_are_taken():
-    config, rest = merge(GenerationConfig(), None, {"num_beam_groups": 1, "guidance_scale": None, "penalty_alpha": 0})
+    config, rest = merge(
+        GenerationConfig(), None, {"num_beam_groups": 1, "guidance_scale": None, "penalty_alpha": 0}
+    )
     assert rest == {}
     assert config.num_beams == 1
 

@@ -34,7 +34,9 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_importing_qvl_brings_no_torch():
-    code = "import sys, qvl; print(sorted({'torch', 'numpy', 'PIL', 'av', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, qvl; print(sorted({'torch', 'numpy', 'PIL', 'av', 'transformers'} & set(sys.modules)))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

@@ -67,7 +67,9 @@ class Bar:
         with self._lock:
             if self._closed:
                 return
-            self._shown = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._shown = Progress(
+                *columns, console=Console(stderr=True), transient=True, redirect_stdout=False
+            )
             self._shown.add_task(self.text, total=None)
             self._refresh()
             self._shown.start()

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from qvl import hub
-from qvl.config import Qwen2_5_VLConfig
+from qvl.config import PretrainedConfig, Qwen2_5_VLConfig
 from qvl.errors import InputError, InputTypeError
-from qvl.modeling.embeddings import resized_embedding
+from qvl.modeling.memory import resized_embedding, stored_bytes
 from qvl.network.layers import initialise
 from qvl.ops.attention import get_backend
 from qvl.weights.checkpoint import save_checkpoint
@@ -30,7 +30,7 @@ class PreTrainedModel(nn.Module):
     of a whole checkpoint ("" for the whole model).
     """
 
-    config_class: ClassVar[type] = Qwen2_5_VLConfig
+    config_class: ClassVar[type[PretrainedConfig]] = Qwen2_5_VLConfig
     checkpoint_prefix: ClassVar[str] = ""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -79,7 +79,11 @@ class PreTrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, config: Any = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        config: Any = None,
+        **kwargs: Any,
     ) -> Any:
         """The model of a local folder or a hub id, in evaluation mode.
 
@@ -96,8 +100,7 @@ class PreTrainedModel(nn.Module):
         options = LoadingOptions.read(kwargs)
         if not isinstance(config, cls.config_class):
             source = folder if config is None else config
-            config, kwargs = Qwen2_5_VLConfig.from_pretrained(source, return_unused_kwargs=True, **kwargs)
-            config = config if isinstance(config, cls.config_class) else cls._own_part(config)
+            config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
         if kwargs:
             raise InputTypeError(f"from_pretrained does not know the arguments {', '.join(sorted(kwargs))}")
         model = load_model(cls, config, folder, options)
@@ -146,7 +149,7 @@ class PreTrainedModel(nn.Module):
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of parameters and (unless told otherwise) buffers."""
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(stored_bytes(t) for t in tensors)
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
         """Chooses the attention of every tower and decoder below: "eager", "sdpa" or "flash_attention_2"."""
@@ -158,7 +161,9 @@ class PreTrainedModel(nn.Module):
 
     # -- training -------------------------------------------------------------------------------------
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
         """Recompute every block in the backward pass instead of keeping its activations.
 
         Blocks are always recomputed without reentry; ``gradient_checkpointing_kwargs`` may only say so.
@@ -237,7 +242,9 @@ class PreTrainedModel(nn.Module):
         self._decoder().embed_tokens.weight = resized_embedding(old.weight, rows, std)
         self._decoder().embed_tokens.num_embeddings = rows
         if head is not None:
-            head.weight = self.get_input_embeddings().weight if tied else resized_embedding(head.weight, rows, std)
+            head.weight = (
+                self.get_input_embeddings().weight if tied else resized_embedding(head.weight, rows, std)
+            )
             head.out_features = rows
         self.config.vocab_size = rows
         self._decoder().config.vocab_size = rows

@@ -53,7 +53,9 @@ class Cache:
 
     def extend_mask(self, mask_BL: torch.Tensor | None, columns: int) -> None:
         """Notes which of the new ``columns`` cells are real (None: all)."""
-        new = torch.ones(len(self.rows), columns, dtype=torch.bool) if mask_BL is None else (mask_BL != 0).cpu()
+        new = (
+            torch.ones(len(self.rows), columns, dtype=torch.bool) if mask_BL is None else (mask_BL != 0).cpu()
+        )
         self.mask_BS = new if self.mask_BS is None else torch.cat([self.mask_BS, new], dim=1)
 
     def next_positions(self) -> list[int]:
@@ -205,7 +207,9 @@ class StaticCache(Cache):
 
     def prepare(self, text_config: Any, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         if self._batch_limit is not None and batch > self._batch_limit:
-            raise CacheError(f"the StaticCache was made for {self._batch_limit} rows but the call has {batch}")
+            raise CacheError(
+                f"the StaticCache was made for {self._batch_limit} rows but the call has {batch}"
+            )
         super().prepare(text_config, batch, dtype, device)
 
     def _new_row(self, text_config: Any, dtype: torch.dtype, device: torch.device) -> SequenceKV:

@@ -135,9 +135,7 @@ def run_decoder(
         deltas = deltas if cache.rope_deltas is None else cache.rope_deltas + deltas
         cache.rope_deltas = deltas
     keys_BS = cache.mask_BS if cache is not None else packing.rows_at(torch.arange(packing.columns)) >= 0
-    return PackedRun(
-        hidden_TD, packing, cache, deltas.to(x_TD.device), hidden_states, recorded, keys_BS
-    )
+    return PackedRun(hidden_TD, packing, cache, deltas.to(x_TD.device), hidden_states, recorded, keys_BS)
 
 
 def _attends(

@@ -80,7 +80,13 @@ class Qwen2_5_VLTextModel(PreTrainedModel, TextDecoder):
         else:
             rows = _text_positions(packing, cache)
         run = run_decoder(
-            self, x_TD, rows, packing, cache, mask, *_flags(self.config, output_attentions, output_hidden_states)
+            self,
+            x_TD,
+            rows,
+            packing,
+            cache,
+            mask,
+            *_flags(self.config, output_attentions, output_hidden_states),
         )
         output = BaseModelOutputWithPast(
             run.last_hidden_state, run.cache, run.unpacked_hidden_states, run.unpacked_attentions
@@ -176,9 +182,7 @@ class Qwen2_5_VLModel(PreTrainedModel, VisionLanguageModel):
         else:
             starts = _starts(packing, cache, rope_deltas, cache_position)
             rows = packed_positions(packing.split(ids_T.cpu()), vision, self.config, starts)
-        return run_decoder(
-            decoder, x_TD, rows, packing, cache, mask, output_attentions, output_hidden_states
-        )
+        return run_decoder(decoder, x_TD, rows, packing, cache, mask, output_attentions, output_hidden_states)
 
     def _packed_embeddings(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, packing: Packing

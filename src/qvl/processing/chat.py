@@ -76,13 +76,13 @@ def render(
     text = _run(
         template,
         {
+            **options.variables,
             "messages": messages,
             "tools": guard.protect(tools),
             "documents": guard.protect(documents),
             "add_generation_prompt": options.add_generation_prompt,
             OPENING: marks.opening,
             CLOSING: marks.closing,
-            **options.variables,
         },
         marks,
     )

@@ -36,7 +36,7 @@ class Marks:
     @classmethod
     def absent_from(cls, *values: Any) -> Marks:
         """Marks that occur in no string anywhere inside ``values``."""
-        used = {char for text in strings(values) if not text.isascii() for char in text}
+        used: set[str] = set().union(*(text for text in strings(values) if not text.isascii()))
         free = list(islice((chr(code) for code in PRIVATE_USE if chr(code) not in used), 4))
         if len(free) < 4:
             raise PromptError("The messages use every private-use character of Unicode; remove some")

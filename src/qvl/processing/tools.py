@@ -94,7 +94,7 @@ def _union_schema(arguments: tuple[Any, ...]) -> dict[str, Any]:
     members = [type_schema(argument) for argument in arguments if argument is not type(None)]
     if len(members) == 1:
         schema = members[0]
-    elif all(set(member) == {"type"} and isinstance(member["type"], str) for member in members):
+    elif all(isinstance(member.get("type"), str) for member in members):
         schema = {"type": sorted(member["type"] for member in members)}
     else:
         schema = {"anyOf": members}

@@ -1,4 +1,4 @@
-"""Tables of token vectors that gain or lose rows.
+"""Parameters as memory: tables of token vectors that gain or lose rows, and bytes really held.
 
 Legend: V rows, D width.
 """
@@ -21,3 +21,11 @@ def resized_embedding(table_VD: nn.Parameter, rows: int, std: float | None) -> n
         else:
             fresh[kept:].normal_(0.0, std)
     return nn.Parameter(fresh, requires_grad=table_VD.requires_grad)
+
+
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor; of a quantized one, of the tensors that it is made of."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        return tensor.numel() * tensor.element_size()
+    return sum(stored_bytes(getattr(tensor, name)) for name in flatten()[0])
