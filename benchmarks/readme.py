@@ -1,7 +1,7 @@
 """The figures of the README: the bundled model's held-out score, and qvl beside transformers in one run.
 
-Every pair is measured in turn, several rounds, and the median is kept; the ratio is what to read, since machines
-differ and are noisy. Needs the ``test`` extra. Writes the tables between the markers of README.md:
+Every pair is measured in turn, several rounds, and the median is kept; the ratio is what to read, since
+machines differ and are noisy. Needs the ``test`` extra. Writes the tables between the markers of README.md:
 
     python -m benchmarks.readme [--rounds 5] [--dry-run]
 
@@ -35,10 +35,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast, Qwen2VLImageProcessor
 tokenizer = Qwen2TokenizerFast.from_pretrained({str(MODEL)!r})
-pixels = Qwen2VLImageProcessor.from_pretrained({str(MODEL)!r})(Image.open({str(PICTURE)!r}), return_tensors="pt")
+processor = Qwen2VLImageProcessor.from_pretrained({str(MODEL)!r})
+pixels = processor(Image.open({str(PICTURE)!r}), return_tensors="pt")
 model = Qwen2_5_VLForConditionalGeneration.from_pretrained({str(MODEL)!r}, dtype="float32")
 content = [{{"type": "image"}}, {{"type": "text", "text": "What number is written here?"}}]
-prompt = tokenizer.apply_chat_template([{{"role": "user", "content": content}}], tokenize=False, add_generation_prompt=True)
+messages = [{{"role": "user", "content": content}}]
+prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 count = int(pixels["image_grid_thw"].prod()) // 4
 ids = tokenizer(prompt.replace("<|image_pad|>", "<|image_pad|>" * count), return_tensors="pt")
 answer = model.generate(**ids, **pixels, max_new_tokens=8, do_sample=False)
@@ -137,8 +139,8 @@ def machine() -> str:
     today = time.strftime("%Y-%m-%d")
     return (
         f"Measured {today} on {os.cpu_count()} cores of an {cpu} ({platform.machine()}), Python "
-        f"{platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}; medians of "
-        "interleaved runs."
+        f"{platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}; "
+        "medians of interleaved runs."
     )
 
 

@@ -1,4 +1,4 @@
-"""One task, done by qvl or by transformers, timed inside a fresh process: ``python -m benchmarks.tasks qvl tokens``.
+"""One task of qvl or transformers, timed inside a fresh process: ``python -m benchmarks.tasks qvl tokens``.
 
 Prints the median seconds of several repetitions after one that is not counted.
 """

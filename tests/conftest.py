@@ -11,7 +11,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real pictures, videos and the released tokenizer, kept beside the repository or where QVL_TEST_DATA says."""
+    """Real pictures, videos and the released tokenizer: beside the repository or where QVL_TEST_DATA says."""
     default = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("QVL_TEST_DATA", default))
     if not folder.is_dir():

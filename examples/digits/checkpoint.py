@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 
 import torch
-from examples.digits import tokenizer
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from examples.digits import tokenizer
 from qvl.config import Qwen2_5_VLConfig
 from qvl.network.vlm import CausalLM
 from qvl.weights.names import to_released

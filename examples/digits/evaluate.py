@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from examples.digits.data import FAITHFUL, MAX_DIGITS, QUESTIONS, Scans, draw_pictures, load_scans
 from PIL import Image
 from rich.progress import track
 
+from examples.digits.data import FAITHFUL, MAX_DIGITS, QUESTIONS, Scans, draw_pictures, load_scans
 from qvl import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 BUNDLED = Path("src/qvl/assets/digits")

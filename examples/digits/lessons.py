@@ -14,6 +14,9 @@ from pathlib import Path
 
 import jinja2
 import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
 from examples.digits.data import (
     MAX_DIGITS,
     QUESTIONS,
@@ -22,9 +25,6 @@ from examples.digits.data import (
     Scans,
     draw_pictures,
 )
-from tokenizers import Tokenizer
-from torch import Tensor
-
 from qvl.processing.positions import find_spans, multimodal_positions
 from qvl.types import Grid
 

@@ -13,7 +13,6 @@ import json
 import sys
 from pathlib import Path
 
-from examples.digits.data import QUESTIONS, SINGLE_DIGIT_QUESTIONS
 from tokenizers import (
     AddedToken,
     Regex,
@@ -26,6 +25,7 @@ from tokenizers import (
     trainers,
 )
 
+from examples.digits.data import QUESTIONS, SINGLE_DIGIT_QUESTIONS
 from qvl.processing.tokenizer_files import QWEN2_WORDS
 
 ORDINARY_TOKENS = 480  # and 22 added ones; the embedding has 512 rows

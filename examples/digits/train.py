@@ -21,6 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
 from examples.digits.checkpoint import export, model_config, write_small_files
 from examples.digits.data import FAITHFUL, TRAINING, Scans, load_scans
 from examples.digits.lessons import (
@@ -35,10 +40,6 @@ from examples.digits.lessons import (
     patchify,
 )
 from examples.digits.small import SmallPicturesLM, attend_by_length
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 ASSETS = Path("src/qvl/assets/digits")
 CELLS = 64  # of a scan

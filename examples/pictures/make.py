@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from examples.digits.data import Scans, load_scans
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
+
+from examples.digits.data import Scans, load_scans
 
 FOLDER = Path(__file__).parent
 DIGIT = 130  # pixels on a side

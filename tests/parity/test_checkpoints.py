@@ -6,13 +6,13 @@ import json
 
 import pytest
 import torch
-from support.batches import MIXED, batch
-from support.tiny import tiny_configs, tiny_oracle
 from transformers import Qwen2_5_VLForConditionalGeneration as Theirs
 
 from qvl.config import AutoConfig
 from qvl.modeling import Qwen2_5_VLForConditionalGeneration as Ours
 from qvl.modeling import Qwen2_5_VLModel, Qwen2_5_VLTextModel
+from support.batches import MIXED, batch
+from support.tiny import tiny_configs, tiny_oracle
 
 pytestmark = pytest.mark.oracle
 ARGUMENTS = batch(*MIXED)

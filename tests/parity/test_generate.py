@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
-from support.batches import MIXED, batch, prompt_row, single
-from support.tiny import random_ids, tiny_configs, tiny_oracle
 
 from qvl.modeling import Qwen2_5_VLForConditionalGeneration
+from support.batches import MIXED, batch, prompt_row, single
+from support.tiny import random_ids, tiny_configs, tiny_oracle
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore::UserWarning")]
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -409,8 +408,9 @@ class TestText:
 
     @pytest.fixture(scope="class")
     def tokenizer(self, tmp_path_factory):
-        from support.tokens import write_tiny_tokenizer
         from transformers import AutoTokenizer
+
+        from support.tokens import write_tiny_tokenizer
 
         return AutoTokenizer.from_pretrained(write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 

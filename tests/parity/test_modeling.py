@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.batches import MIXED, batch, prompt_row, single
-from support.tiny import ROPE_SCALINGS, tiny_configs, tiny_oracle
 
 from qvl.modeling import DynamicCache, Qwen2_5_VLForConditionalGeneration, StaticCache
+from support.batches import MIXED, batch, prompt_row, single
+from support.tiny import ROPE_SCALINGS, tiny_configs, tiny_oracle
 
 pytestmark = pytest.mark.oracle
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -57,7 +57,7 @@ def test_logits(models, case, side):
 @pytest.mark.parametrize("rope", ROPE_SCALINGS)
 @pytest.mark.parametrize("limit", [16, 256])
 def test_every_rope_type(rope, limit):
-    """With positions below and beyond ``max_position_embeddings``. One row: transformers lets rows share a length."""
+    """Positions below and beyond ``max_position_embeddings``. One row: transformers' rows share a length."""
     models = pair(text={"rope_scaling": ROPE_SCALINGS[rope], "max_position_embeddings": limit})
     arguments = batch(MIXED[3])
     theirs, ours = both(models, arguments)
@@ -208,7 +208,7 @@ def test_tuple(models):
 def test_inputs_embeds(models):
     arguments = batch(*MIXED)
     ids = arguments.pop("input_ids")
-    theirs, ours = models
+    _theirs, ours = models
     embeds = ours.get_input_embeddings()(ids).detach()
     with torch.no_grad():
         by_ids = ours(input_ids=ids, **arguments).logits
@@ -255,7 +255,7 @@ def test_cached_step(models, case):
 
 @pytest.mark.parametrize("cache_type", ["dynamic", "static"])
 def test_chunks_through_a_cache_are_the_whole(models, cache_type):
-    """Without cache_position: the cache knows where it stands, and a later chunk may bring its own picture."""
+    """Without cache_position: the cache knows where it stands; a later chunk may bring its own picture."""
     _, ours = models
     row = prompt_row(5, ("image", (1, 4, 6)), 7, ("image", (1, 4, 4)), 3, seed=1)
     arguments = batch(row)

@@ -31,7 +31,7 @@ def assert_offers(ours, expected):
 @pytest.mark.parametrize("name", FORWARDS)
 def test_forward(name):
     assert_offers(getattr(qvl, name).forward, getattr(theirs, name).forward)
-    names = [n for n in parameters(getattr(theirs, name).forward)]
+    names = list(parameters(getattr(theirs, name).forward))
     assert list(parameters(getattr(qvl, name).forward))[: len(names)] == names  # positional calls too
 
 

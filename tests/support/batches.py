@@ -1,4 +1,4 @@
-"""Padded batches of prompts with pictures and videos for tiny models, as keyword arguments of a forward call."""
+"""Padded batches of prompts with pictures and videos for tiny models, as arguments of a forward call."""
 
 from __future__ import annotations
 

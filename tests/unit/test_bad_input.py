@@ -1,5 +1,5 @@
-"""Bad input, end to end: one clear sentence from qvl's own tree, which is also the built-in type that a caller of
-transformers would catch. One row per mistake that people make."""
+"""Bad input, end to end: one clear sentence from qvl's own tree, which is also the built-in type that a
+caller of transformers would catch. One row per mistake that people make."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.batches import batch, prompt_row
-from support.tiny import tiny_settings
 
 from qvl import errors
 from qvl.config import AutoConfig, Qwen2_5_VLConfig
@@ -21,6 +19,8 @@ from qvl.modeling import Qwen2_5_VLForConditionalGeneration
 from qvl.processing.image import Qwen2VLImageProcessor
 from qvl.processing.media import load_image
 from qvl.processing.video import Qwen2_5_VLVideoProcessor
+from support.batches import batch, prompt_row
+from support.tiny import tiny_settings
 
 
 @pytest.fixture(scope="module")

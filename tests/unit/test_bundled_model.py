@@ -1,4 +1,4 @@
-"""The small model inside qvl: it reads handwriting it never saw, and is put together like a released checkpoint."""
+"""The small model inside qvl: it reads handwriting it never saw, in a folder like a released checkpoint."""
 
 import json
 import sys

@@ -26,7 +26,6 @@ from examples.digits.lessons import (  # noqa: E402
 )
 from examples.digits.small import SmallPicturesLM, attend_by_length  # noqa: E402
 from examples.digits.train import Recipe, Training  # noqa: E402
-
 from qvl import Qwen2_5_VLProcessor, Qwen2VLImageProcessor  # noqa: E402
 from qvl.network.vlm import CausalLM  # noqa: E402
 from qvl.ops.attention import get_backend, packed_attend  # noqa: E402

@@ -9,14 +9,38 @@ import pytest
 
 import qvl
 
-DOCUMENTED = """
-Qwen2_5_VLConfig Qwen2_5_VLTextConfig Qwen2_5_VLVisionConfig Qwen2_5_VLProcessor Qwen2VLImageProcessor
-Qwen2_5_VLVideoProcessor Qwen2VLVideoProcessor Qwen2TokenizerFast Qwen2_5_VLTextModel Qwen2_5_VLModel
-Qwen2_5_VLForConditionalGeneration Qwen2_5_VLModelOutputWithPast Qwen2_5_VLCausalLMOutputWithPast
-BaseModelOutputWithPast DynamicCache StaticCache GenerationConfig TextStreamer TextIteratorStreamer
-StoppingCriteria StoppingCriteriaList LogitsProcessor LogitsProcessorList AutoConfig AutoProcessor AutoTokenizer
-AutoModel AutoModelForImageTextToText TorchAoConfig pipeline
-""".split()
+DOCUMENTED = [
+    "Qwen2_5_VLConfig",
+    "Qwen2_5_VLTextConfig",
+    "Qwen2_5_VLVisionConfig",
+    "Qwen2_5_VLProcessor",
+    "Qwen2VLImageProcessor",
+    "Qwen2_5_VLVideoProcessor",
+    "Qwen2VLVideoProcessor",
+    "Qwen2TokenizerFast",
+    "Qwen2_5_VLTextModel",
+    "Qwen2_5_VLModel",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen2_5_VLModelOutputWithPast",
+    "Qwen2_5_VLCausalLMOutputWithPast",
+    "BaseModelOutputWithPast",
+    "DynamicCache",
+    "StaticCache",
+    "GenerationConfig",
+    "TextStreamer",
+    "TextIteratorStreamer",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "AutoConfig",
+    "AutoProcessor",
+    "AutoTokenizer",
+    "AutoModel",
+    "AutoModelForImageTextToText",
+    "TorchAoConfig",
+    "pipeline",
+]
 
 
 def test_what_the_page_names_is_public():

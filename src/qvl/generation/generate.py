@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qvl.engine.beams import BeamParams
 from qvl.engine.engine import Engine, EngineSettings
@@ -71,10 +71,11 @@ class Call:
         return self.inputs.handed_ids.repeat_interleave(self.config.num_return_sequences, dim=0)
 
 
-class GenerationMixin:
+class GenerationMixin(nn.Module):
     """``generate()`` for a class that is also a `CausalLM`; comes first among its bases.
 
-    A new model's ``generation_config`` has the special tokens of its config; loading a checkpoint replaces it.
+    A new model's ``generation_config`` has the special tokens of its config; loading a checkpoint replaces
+    it.
     """
 
     config: Any

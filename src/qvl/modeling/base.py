@@ -1,7 +1,7 @@
 """What every documented model class can do besides its forward pass: load, save, count, resize, checkpoint.
 
-Mixed into classes that derive from a network module, so ``self`` is an ``nn.Module`` whose parameter names are
-the checkpoint's.
+Mixed into classes that derive from a network module, so ``self`` is an ``nn.Module`` whose parameter names
+are the checkpoint's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from qvl.config import PretrainedConfig, Qwen2_5_VLConfig
 from qvl.errors import InputError, InputTypeError
 from qvl.modeling.memory import resized_embedding, stored_bytes
 from qvl.network.layers import initialise
+from qvl.network.text import TextDecoder
+from qvl.network.vision import VisionTower
 from qvl.ops.attention import get_backend
 from qvl.weights.checkpoint import save_checkpoint
 from qvl.weights.load import LoadingOptions, load_model
@@ -64,7 +66,7 @@ class PreTrainedModel(nn.Module):
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
-        """A model with random weights. ``dtype`` (or ``torch_dtype``) and ``attn_implementation`` as in `from_pretrained`."""
+        """A model with random weights; ``dtype`` and ``attn_implementation`` as in `from_pretrained`."""
         options = LoadingOptions.read(kwargs)
         if kwargs:
             raise InputError(f"from_config does not know the arguments {', '.join(sorted(kwargs))}")
@@ -87,14 +89,14 @@ class PreTrainedModel(nn.Module):
     ) -> Any:
         """The model of a local folder or a hub id, in evaluation mode.
 
-        ``dtype``: "auto" (the default: what the file has), a torch.dtype or its name. ``device_map``: "auto", a
-        device, or a dict of module names to devices. ``attn_implementation``: "sdpa", "eager" or
+        ``dtype``: "auto" (the default: what the file has), a torch.dtype or its name. ``device_map``: "auto",
+        a device, or a dict of module names to devices. ``attn_implementation``: "sdpa", "eager" or
         "flash_attention_2". ``quantization_config``: a `TorchAoConfig`. ``revision``, ``cache_dir``,
         ``local_files_only``, ``token``, ``subfolder`` find the files. Any other keyword that is a config
         attribute changes the config.
 
-        Raises CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError (with the tensors' names)
-        and ConfigError (a checkpoint of another model type).
+        Raises CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError (with the tensors'
+        names) and ConfigError (a checkpoint of another model type).
         """
         folder = hub.resolve(pretrained_model_name_or_path, **hub.pop_options(kwargs))
         options = LoadingOptions.read(kwargs)
@@ -118,7 +120,7 @@ class PreTrainedModel(nn.Module):
         max_shard_size: int | str = "5GB",
         **kwargs: Any,
     ) -> None:
-        """Writes config.json and safetensors (several files above ``max_shard_size``) in the released layout."""
+        """Writes config.json and safetensors, sharded above ``max_shard_size``, in the released layout."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(self, folder, state_dict=state_dict, max_shard_size=max_shard_size)
@@ -154,9 +156,8 @@ class PreTrainedModel(nn.Module):
     def set_attn_implementation(self, attn_implementation: str) -> None:
         """Chooses the attention of every tower and decoder below: "eager", "sdpa" or "flash_attention_2"."""
         get_backend(attn_implementation)  # raises for a name, package or machine that cannot serve
-        for module in self.modules():
-            if hasattr(module, "attention_backend"):
-                module.attention_backend = attn_implementation
+        for stack in self._stacks():
+            stack.attention_backend = attn_implementation
         self.config._attn_implementation = attn_implementation
 
     # -- training -------------------------------------------------------------------------------------
@@ -180,13 +181,16 @@ class PreTrainedModel(nn.Module):
         self._set_gradient_checkpointing(False)
 
     def _set_gradient_checkpointing(self, value: bool) -> None:
-        for module in self.modules():
-            if "gradient_checkpointing" in module.__dict__:
-                module.gradient_checkpointing = value
+        for stack in self._stacks():
+            stack.gradient_checkpointing = value
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        return any(m.__dict__.get("gradient_checkpointing", False) for m in self.modules())
+        return any(stack.gradient_checkpointing for stack in self._stacks())
+
+    def _stacks(self) -> list[VisionTower | TextDecoder]:
+        """The stacks of blocks in here: tower, decoder or both."""
+        return [m for m in self.modules() if isinstance(m, (VisionTower, TextDecoder))]
 
     # -- embeddings -----------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The documented caches: keys and values of every row of a batch, without its padding.
 
-A row is an engine `SequenceKV`, so what ``generate`` leaves behind and what ``forward`` returns are one thing.
+A row is an engine `SequenceKV`, so what ``generate`` leaves behind and what ``forward`` returns are one.
 The cache also carries what else belongs to its rows: which padded cells were real, and the rotary offsets.
 
 Legend: B batch, S cells so far, G key/value heads, D head width.

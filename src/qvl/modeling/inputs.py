@@ -19,7 +19,7 @@ from qvl.types import Grid
 
 @dataclass(frozen=True, eq=False)
 class VisionArguments:
-    """The media of one call. Pictures and videos are counted apart, row after row, as processors give them."""
+    """The media of one call. Pictures and videos are counted apart, row after row, as processors do."""
 
     pixel_values: torch.Tensor | None = None
     pixel_values_videos: torch.Tensor | None = None
@@ -51,7 +51,7 @@ class VisionArguments:
 
     @property
     def seconds(self) -> list[float]:
-        """Seconds per temporal step, one per video; 1.0 where the caller is silent (transformers' default)."""
+        """Seconds per temporal step, one per video; 1.0 (transformers' default) if silent."""
         count = len(self.video_grids)
         if self.second_per_grid_ts is None:
             return [1.0] * count
@@ -130,7 +130,8 @@ def given_positions(position_ids: torch.Tensor, packing: Packing) -> torch.Tenso
         position_ids = position_ids.expand(3, *position_ids.shape)
     if position_ids.ndim != 3 or position_ids.shape[0] not in (3, 4):
         raise InputError(
-            f"position_ids has shape {tuple(position_ids.shape)}; expected (batch, length) or (3, batch, length)"
+            f"position_ids has shape {tuple(position_ids.shape)}; "
+            "expected (batch, length) or (3, batch, length)"
         )
     position_ids = position_ids[-3:]
     if position_ids.shape[1] == 1 and packing.batch > 1:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-def resized_embedding(table_VD: nn.Parameter, rows: int, std: float | None) -> nn.Parameter:
+def resized_embedding(table_VD: torch.Tensor, rows: int, std: float | None) -> nn.Parameter:
     """The table with ``rows`` rows: the first ones kept, new ones at the mean of the old or, with ``std``,
     drawn from a normal distribution around zero."""
     kept = min(rows, table_VD.shape[0])

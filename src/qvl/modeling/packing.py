@@ -50,7 +50,7 @@ class Packing:
         return flat.index_copy(0, self.cells_T.to(x_TD.device), x_TD).view(self.batch, self.columns, *tail)
 
     def rows_at(self, columns_K: torch.Tensor) -> torch.Tensor:
-        """For every row and every one of K columns the packed index of that cell, -1 where it is padding: (B, K)."""
+        """Packed index of every row's cell in each of K columns, -1 where it is padding: (B, K)."""
         total = sum(self.lengths)
         order = torch.arange(total, device=columns_K.device)
         return self.unpack(order, fill=-1)[:, columns_K]
@@ -73,8 +73,8 @@ def read_mask(mask: torch.Tensor | None, batch: int, past: int, columns: int) ->
         )
     if mask.ndim != 2:
         raise UnsupportedError(
-            f"attention_mask has {mask.ndim} dimensions; qvl takes (batch, length) with 1 at real tokens, because "
-            "packed sequences need no mask inside the network"
+            f"attention_mask has {mask.ndim} dimensions; qvl takes (batch, length) with 1 at real tokens, "
+            "because packed sequences need no mask inside the network"
         )
     if mask.shape[0] != batch or mask.shape[1] not in (columns, past + columns):
         raise InputError(

@@ -101,6 +101,8 @@ class Qwen2_5_VLModel(PreTrainedModel, VisionLanguageModel):
     checkpoint_prefix = "model."
     tower_class = Qwen2_5_VisionTransformerPretrainedModel
     decoder_class = Qwen2_5_VLTextModel
+    visual: Qwen2_5_VisionTransformerPretrainedModel
+    language_model: Qwen2_5_VLTextModel
 
     def forward(
         self,
@@ -187,7 +189,7 @@ class Qwen2_5_VLModel(PreTrainedModel, VisionLanguageModel):
     def _packed_embeddings(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, packing: Packing
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids (T,) and embeddings (T, D). Without ids, cells that hold a placeholder's embedding are placeholders."""
+        """Ids (T,) and embeddings (T, D). Without ids, a placeholder is known by its embedding."""
         if inputs_embeds is None:
             assert input_ids is not None
             ids_T = packing.pack(input_ids)
@@ -206,8 +208,8 @@ class Qwen2_5_VLModel(PreTrainedModel, VisionLanguageModel):
     ) -> torch.Tensor:
         """Puts the features of pictures and videos where their placeholders stand."""
         for pixels, grids, token, kind in (
-            (vision.pixel_values, vision.image_grid_thw, self.config.image_token_id, "image"),
-            (vision.pixel_values_videos, vision.video_grid_thw, self.config.video_token_id, "video"),
+            (vision.pixel_values, vision.image_grids, self.config.image_token_id, "image"),
+            (vision.pixel_values_videos, vision.video_grids, self.config.video_token_id, "video"),
         ):
             if pixels is None:
                 continue
@@ -248,7 +250,7 @@ class Qwen2_5_VLModel(PreTrainedModel, VisionLanguageModel):
     ) -> tuple[torch.Tensor, ...]:
         """One (N, D) tensor of features for each picture."""
         vision = VisionArguments(pixel_values=pixel_values, image_grid_thw=image_grid_thw)
-        features_ND = self.encode(pixel_values.to(self.visual.dtype), image_grid_thw)
+        features_ND = self.encode(pixel_values.to(self.visual.device, self.visual.dtype), vision.image_grids)
         merge = self.config.vision_config.spatial_merge_size
         return features_ND.split([grid.tokens(merge) for grid in vision.image_grids])
 
@@ -267,12 +269,9 @@ class Qwen2_5_VLForConditionalGeneration(GenerationMixin, PreTrainedModel, Causa
 
     config_class = Qwen2_5_VLConfig
     backbone_class = Qwen2_5_VLModel
+    model: Qwen2_5_VLModel
     cache_class = DynamicCache
     static_cache_class = StaticCache
-
-    def __init__(self, config: Qwen2_5_VLConfig) -> None:
-        super().__init__(config)
-        self.generation_config = GenerationConfig.from_model_config(config)
 
     def finish_loading(self, folder: Path) -> None:
         """Generation settings come with the checkpoint, where it has any."""
@@ -303,9 +302,10 @@ class Qwen2_5_VLForConditionalGeneration(GenerationMixin, PreTrainedModel, Causa
     ) -> Qwen2_5_VLCausalLMOutputWithPast | tuple[Any, ...]:
         """Logits (B, K, V) and, with ``labels`` (B, L), the next-token loss.
 
-        ``labels`` hold token ids, -100 where no loss is wanted; padded cells never count. The loss is the mean
-        over labelled tokens, or their sum divided by ``num_items_in_batch``. ``logits_to_keep``: the last so
-        many columns (0: all), or a 1-D tensor of columns. Everything else as in `Qwen2_5_VLModel.forward`.
+        ``labels`` hold token ids, -100 where no loss is wanted; padded cells never count. The loss is the
+        mean over labelled tokens, or their sum divided by ``num_items_in_batch``. ``logits_to_keep``: the
+        last so many columns (0: all), or a 1-D tensor of columns. Everything else as in
+        `Qwen2_5_VLModel.forward`.
         """
         run = self.model.run_packed(
             input_ids,
