@@ -19,7 +19,7 @@ from qvl.weights.names import to_released
 
 ROWS = 512  # of the embedding: a few more than there are tokens, as in the released models
 # Scans of 8 x 8 cells hold no more than this shows, and the sizes in ``lessons`` are those that come of it.
-MIN_PIXELS, MAX_PIXELS = 56 * 84, 56 * 140
+MIN_PIXELS, MAX_PIXELS = 56 * 84, 84 * 112
 
 
 def model_config() -> Qwen2_5_VLConfig:
@@ -99,6 +99,7 @@ def write_small_files(folder: Path) -> Tokenizer:
 
 def export(network: CausalLM, folder: Path) -> None:
     """Writes ``model.safetensors`` in bfloat16 under the released names; the tied head is not written."""
+    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         to_released(name): value.detach().to(torch.bfloat16).contiguous()
         for name, value in network.state_dict().items()

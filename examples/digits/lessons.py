@@ -36,8 +36,18 @@ IGNORED = -100  # where cross entropy looks away
 SECOND_TURN = 0.15  # how often a conversation goes on with another picture
 TEXT_FIRST = 0.15  # how often the question stands before the picture
 
-# Sizes (height, width) that the processor makes of people's pictures: 6 to 10 tokens, one window or two.
-SIZES = ((56, 84), (56, 112), (56, 140), (84, 56), (84, 84), (112, 56))
+# Sizes (height, width) that the processor makes of people's pictures: 6 to 12 tokens, one window or two.
+SIZES = (
+    (56, 84),
+    (56, 112),
+    (56, 140),
+    (56, 168),
+    (84, 56),
+    (84, 84),
+    (84, 112),
+    (112, 56),
+    (112, 84),
+)
 # The most digits for the least work: what the tower sees while it learns alone.
 DENSE_SIZES = ((56, 56), (56, 84), (56, 112), (84, 84))
 
@@ -88,8 +98,10 @@ def draw_lesson(
     *,
     dense: bool = False,
 ) -> Pictures:
-    """Pictures of random numbers: one digit up to as many as fit the size, or (``dense``) as many as fit."""
-    most = min(MAX_DIGITS, size[1] // 28 - 1)
+    """Pictures of random numbers: of one digit to as many as can be read in that size, or (``dense``) always
+    of as many as stand there with room to spare.
+    """
+    most = min(MAX_DIGITS, size[1] // 28 - (1 if dense else 0))
     counts_B = torch.randint(most if dense else 1, most + 1, (batch,), generator=generator)
     chosen_BK = torch.randint(len(scans), (batch, MAX_DIGITS), generator=generator)
     return show(scans, chosen_BK, counts_B, size, distortion, generator)

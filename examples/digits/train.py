@@ -49,10 +49,10 @@ CELLS = 64  # of a scan
 class Recipe:
     """``steps`` in all, the first ``tower_steps`` for the tower alone. ``average``: decay of the mean."""
 
-    steps: int = 3000
-    tower_steps: int = 1400
+    steps: int = 14000
+    tower_steps: int = 4000
     tower_batch: int = 40
-    batch: int = 32
+    batch: int = 48
     learning_rate: float = 2e-3
     warm_up: int = 100
     weight_decay: float = 0.05

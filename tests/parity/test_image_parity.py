@@ -43,6 +43,15 @@ def test_modes(mode):
     check(image)
 
 
+@pytest.mark.parametrize("mode", ["RGBX", "RGBa", "PA", "LAB", "I;16B", "I;16L"])
+def test_rare_modes(mode):
+    size = {"I;16B": 2, "I;16L": 2, "RGBX": 4, "RGBa": 4, "PA": 2, "LAB": 3}[mode]
+    image = Image.frombytes(mode, (90, 60), noise(60, 90, size).tobytes())
+    if mode == "PA":
+        image.putpalette(noise(256, 1).tobytes())
+    check(image)
+
+
 @pytest.mark.parametrize(
     "limits",
     [

@@ -92,6 +92,18 @@ CHAT = [
 ]  # fmt: skip
 
 
+TOOLS = "{{ tools | tojson }}{% for m in messages %}{{ m.role }}{% endfor %}{{ add_generation_prompt }}"
+
+
+def weather(city: str) -> str:
+    """Says the weather.
+
+    Args:
+        city: Its name
+    """
+    return city
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -101,6 +113,8 @@ CHAT = [
         {"tokenize": True, "return_tensors": "pt"},
         {"tokenize": True, "return_dict": True, "max_pixels": 28 * 28 * 6},
         {"chat_template": "{% for m in messages %}{{ m.role }}{{ extra }}{% endfor %}", "extra": "!"},
+        {"continue_final_message": True},
+        {"chat_template": TOOLS, "tools": [weather], "add_generation_prompt": True},
     ],
     ids=str,
 )

@@ -55,6 +55,7 @@ def test_one_text(pair, text):
     same(ours(text), theirs(text))
     assert ours.tokenize(text) == theirs.tokenize(text)
     assert ours.encode(text) == theirs.encode(text)
+    assert ours.encode(text, None, False) == theirs.encode(text, None, False)
     ids = theirs.encode(text)
     for skip in (False, True):
         for clean in (None, False, True):
@@ -104,6 +105,22 @@ def test_pairs(pair, truncation, length):
             same(ours(a, b, **options), expected)
     same(ours([a, b], [b, a]), theirs([a, b], [b, a]))
     same(ours([(a, b)]), theirs([(a, b)]))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("stride", [0, 2])
+def test_what_was_cut_off(pair, side, stride, monkeypatch):
+    for tokenizer in pair:
+        monkeypatch.setattr(tokenizer, "truncation_side", side)
+    ours, theirs = pair
+    options = {"truncation": True, "max_length": 5, "stride": stride, "return_overflowing_tokens": True}
+    for more in ({}, {"padding": True, "return_tensors": "pt"}, {"return_offsets_mapping": True}):
+        same(ours(TEXTS, **options, **more), theirs(TEXTS, **options, **more))
+        same(ours(TEXTS[0], **options, **more), theirs(TEXTS[0], **options, **more))
+    options |= {"truncation": "only_second", "max_length": 9}
+    same(ours("one two", TEXTS[0], **options), theirs("one two", TEXTS[0], **options))
+    with pytest.raises(InputError, match="stride must be at least 0 and less than the 9"):
+        ours(TEXTS[5], truncation=True, max_length=9, stride=9)
 
 
 def test_words(pair):

@@ -26,7 +26,7 @@ from examples.digits.lessons import (  # noqa: E402
 )
 from examples.digits.small import SmallPicturesLM, attend_by_length  # noqa: E402
 from examples.digits.train import Recipe, Training  # noqa: E402
-from qvl import Qwen2_5_VLProcessor, Qwen2VLImageProcessor  # noqa: E402
+from qvl import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, smart_resize  # noqa: E402
 from qvl.network.vlm import CausalLM  # noqa: E402
 from qvl.ops.attention import get_backend, packed_attend  # noqa: E402
 
@@ -49,7 +49,7 @@ def writer():
 
 @pytest.fixture(scope="module")
 def lesson(scans) -> Pictures:
-    return draw_lesson(scans[0], 6, (84, 140), TRAINING, seeded())
+    return draw_lesson(scans[0], 6, (84, 112), TRAINING, seeded())
 
 
 def test_the_last_quarter_is_held_out(scans):
@@ -75,6 +75,12 @@ def test_digits_stay_inside_and_apart(scans, size):
     assert all(0 < ink[i, pictures.counts_B[i] - 1] < size[1] for i in range(8))
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_the_processor_keeps_the_sizes_that_train(size):
+    limits = Qwen2VLImageProcessor.from_pretrained(ASSETS).size
+    assert smart_resize(*size, 28, limits["shortest_edge"], limits["longest_edge"]) == size
+
+
 def test_tokens_know_the_digit_and_the_scan_they_show(scans, lesson):
     seen = lesson.seen_N.view(len(lesson), -1)
     for i in range(len(lesson)):
@@ -91,7 +97,7 @@ def test_patches_are_those_of_the_image_processor(lesson):
     pictures = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in lesson.pixels]
     expected = processor(pictures, return_tensors="pt")
     frames = expected["pixel_values"].view(-1, 3, 2, 14, 14)
-    assert expected["image_grid_thw"].tolist() == [[1, 6, 10]] * 6
+    assert expected["image_grid_thw"].tolist() == [[1, 6, 8]] * 6
     torch.testing.assert_close(patchify(lesson.pixels), frames[:, :, 0], atol=1e-5, rtol=0)
     assert torch.equal(frames[:, :, 0], frames[:, :, 1])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qvl.errors import InputError, UnknownNameError
+from qvl.errors import InputError, InputTypeError, UnknownNameError
 from qvl.processing.frames import SamplingRule, Timeline, choose_frames
 
 
@@ -83,6 +83,12 @@ def test_rules_that_make_no_sense(rule, words):
         SamplingRule(method="random")
 
 
+@pytest.mark.parametrize("rule", [{"fps": "2"}, {"num_frames": "4"}, {"fps": 1, "max_frames": "9"}])
+def test_numbers_must_be_numbers(rule):
+    with pytest.raises(InputTypeError, match="must be a number, not '"):
+        SamplingRule(**rule)
+
+
 def test_linspace_is_that_of_qwen_vl_utils():
     assert choose(100, num_frames=8, method="linspace").indices == tuple(
         torch.linspace(0, 99, 8).round().long().tolist()
@@ -122,6 +128,18 @@ def test_varying_rate_is_sampled_evenly_in_time():
     assert choice.indices == (0, 5, 6, 6)  # on screen at 0, 2.5, 5 and 7.5
     assert choice.timestamps == (0.0, 0.5, 4.0, 4.0)
     assert choice.sampled_fps == pytest.approx(0.4)
+
+
+def test_a_part_of_a_varying_rate_has_a_rate_of_its_own():
+    """Six frames in the first half second, then two in 9.5: the mean of the whole says nothing of a part."""
+    times = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 4.0, 8.0])
+    slow = choose(8, file_fps=0.8, timestamps=times, start=4.0, num_frames=2)
+    assert slow.indices == (6, 7)  # 4 to 10 seconds
+    assert slow.sampled_fps == pytest.approx(2 / 6)
+    fast = choose(8, file_fps=0.8, timestamps=times, end=0.35, fps=10)
+    assert fast.indices == (0, 1, 2, 3)
+    assert fast.sampled_fps == pytest.approx(10)
+    assert len(choose(8, file_fps=0.8, timestamps=times, end=0.35, fps=5, min_frames=1).indices) == 2
 
 
 def test_constant_times_give_the_indices_of_a_constant_rate():

@@ -1,5 +1,6 @@
 """What Qwen2VLImageProcessor does beyond transformers' one: overrides, loading, errors, saving."""
 
+import io
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from qvl.errors import (
     CheckpointNotFoundError,
     InputError,
     InputTypeError,
+    MediaDecodeError,
     MediaError,
     MediaNotFoundError,
     MediaTooLargeError,
@@ -92,6 +94,35 @@ def test_grey_and_alpha_arrays_which_transformers_refuses(processor):
     alpha = np.zeros((56, 56, 4), np.uint8)
     out = processor(alpha, do_rescale=False, do_normalize=False)
     assert out.pixel_values.min() == 255
+
+
+def test_premultiplied_grey_which_transformers_refuses(processor):
+    grey = image(mode="LA")
+    assert torch.equal(*(torch.from_numpy(processor(i).pixel_values) for i in (grey.convert("La"), grey)))
+
+
+def test_bytes_of_every_type(processor, tmp_path):
+    image(60, 90).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    wanted = processor(image(60, 90)).pixel_values
+    for given in (data, bytearray(data), memoryview(data), io.BytesIO(data), image(60, 90)):
+        np.testing.assert_array_equal(processor([[given]]).pixel_values, wanted)
+
+
+def test_truncated_pil_image(processor, tmp_path):
+    image(60, 90).save(tmp_path / "a.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:1500])
+    with pytest.raises(MediaDecodeError, match=r"cut\.jpg is broken or truncated"):
+        processor(Image.open(tmp_path / "cut.jpg"))
+
+
+@pytest.mark.parametrize("limits", [{"max_pixels": 0}, {"max_pixels": -1}, {"min_pixels": -1},
+                                    {"max_pixels": "50176"}, {"min_pixels": float("nan")}])  # fmt: skip
+def test_limits_that_no_picture_can_keep(processor, limits):
+    with pytest.raises(InputError, match="min_pixels and max_pixels must be numbers of pixels"):
+        processor(image(), **limits)
+    with pytest.raises(InputError, match="min_pixels and max_pixels must be numbers of pixels"):
+        processor(image(), overrides=[limits])
 
 
 def test_limits_of_files(tmp_path):

@@ -22,6 +22,7 @@ from qvl.errors import (
     MediaTooLargeError,
 )
 from qvl.processing.media import MediaLimits, load_image, load_pdf_pages
+from qvl.processing.rgb import to_rgb
 
 
 def picture(mode="RGB", size=(6, 4)):
@@ -96,6 +97,11 @@ def test_a_stream_that_cannot_seek():
         load_image(Pipe(encoded(picture())), limits=MediaLimits(bytes=10))
 
 
+def test_a_data_uri_need_not_be_base64():
+    data = encoded(picture())
+    same(load_image("data:image/png," + "".join(f"%{byte:02x}" for byte in data)), picture())
+
+
 def test_a_pil_image_is_left_alone():
     image = picture("RGBA")
     assert load_image(image) is image
@@ -135,6 +141,15 @@ def test_arrays_that_are_no_picture(array):
 def test_opaque_modes_convert_as_pillow_does(mode):
     image = picture(mode)
     same(load_image(encoded(image, "TIFF")), image.convert("RGB"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA"])
+def test_every_mode_with_alpha_becomes_white_where_it_is_clear(mode):
+    base = {"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}.get(mode, mode)
+    image = picture().convert(base)
+    image.putalpha(0)
+    image = image.convert(mode) if mode != "PA" else image.convert("P").convert("PA")
+    assert np.asarray(to_rgb(image)).min() == 255
 
 
 def test_ycbcr_and_palette():
@@ -259,6 +274,19 @@ def test_truncated(tmp_path, kind):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(MediaDecodeError, match="broken or truncated"):
         load_image(path)
+
+
+def test_truncated_pil_image():
+    data = encoded(picture(size=(64, 64)), "JPEG")
+    lazy = Image.open(io.BytesIO(data[: len(data) // 2]))
+    with pytest.raises(MediaDecodeError, match="broken or truncated"):
+        load_image(lazy)
+
+
+def test_no_other_program_is_started_for_a_picture():
+    postscript = encoded(picture(size=(64, 64)), "EPS")
+    with pytest.raises(MediaDecodeError, match="not a picture in a format"):
+        load_image(postscript)
 
 
 def test_zero_bytes(tmp_path):

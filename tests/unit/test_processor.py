@@ -1,6 +1,7 @@
 """The processor: media from messages, placeholders, settings and where they go, files, errors."""
 
 import json
+import time
 import warnings
 
 import numpy as np
@@ -168,6 +169,25 @@ def test_mismatch_says_how_many_of_each(processor, text, images, said):
     assert said in str(caught.value)
 
 
+def test_one_list_of_pictures_per_prompt_must_fit_each_prompt(processor):
+    pictures = [picture(), picture(28, 28), picture(56, 56)]
+    with pytest.raises(PlaceholderMismatchError) as caught:  # three and three, but not of each
+        processor(text=[HOLE, HOLE * 2], images=[pictures[:2], pictures[2:]])
+    assert "Text 0 has 1 <|image_pad|> placeholder(s), but its list holds 2 image(s)" in str(caught.value)
+    nested = processor(text=[HOLE, HOLE * 2], images=[pictures[:1], pictures[1:]])
+    for flat in (pictures, [pictures]):
+        assert processor(text=[HOLE, HOLE * 2], images=flat)["input_ids"] == nested["input_ids"]
+
+
+def test_frame_numbers_times_and_rate_for_those_who_ask(processor, video):
+    item = {"type": "video", "path": str(video)}
+    assert "video_metadata" not in inputs(processor, item, num_frames=4)
+    found = inputs(processor, item, num_frames=4, return_metadata=True).to("cpu")["video_metadata"]
+    assert [m.frames_indices for m in found] == [(0, 6, 12, 18)]
+    assert [m.timestamps for m in found] == [(0.0, 1.5, 3.0, 4.5)]
+    assert [m.sampled_fps for m in found] == [4 / 6]
+
+
 def test_truncation_must_not_cut_a_picture(processor):
     with pytest.raises(PlaceholderMismatchError, match=r"4 image tokens where the images take 6.*max_length"):
         processor(text=HOLE, images=picture(), truncation=True, max_length=5)
@@ -175,7 +195,9 @@ def test_truncation_must_not_cut_a_picture(processor):
 
 def test_expansion_is_linear():
     """Replacing one placeholder after the other would copy tens of megabytes fifty thousand times."""
+    start = time.perf_counter()
     (text,) = expanded([f"{HOLE}a" * 50_000], "image", "<|image_pad|>", [64] * 50_000)
+    assert time.perf_counter() - start < 5  # 0.05 on the slowest machine seen
     assert text.count("<|image_pad|>") == 64 * 50_000
 
 
@@ -241,6 +263,37 @@ def test_loading(folder, tmp_path):
         Qwen2_5_VLProcessor(Qwen2VLImageProcessor())
     defaults = Qwen2_5_VLProcessor(tokenizer=loaded.tokenizer)
     assert defaults.chat_template == loaded.tokenizer.chat_template != loaded.chat_template
+
+
+RELEASED = {
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "processor_class": "Qwen2_5_VLProcessor",
+}
+
+
+def test_the_released_layout(processor, tmp_path):
+    """preprocessor_config.json serves both kinds of media; chat_template.json wins over all others."""
+    processor.tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "tokenizer's"}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(RELEASED))
+    (tmp_path / "chat_template.jinja").write_text("newer file")
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "released"}))
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.chat_template == "released"
+    for part in (loaded.image_processor, loaded.video_processor):
+        assert part.size == {"shortest_edge": 3136, "longest_edge": 12845056}
+    (tmp_path / "chat_template.json").unlink()
+    assert AutoProcessor.from_pretrained(tmp_path).chat_template == "newer file"
+    (tmp_path / "chat_template.jinja").unlink()
+    assert AutoProcessor.from_pretrained(tmp_path).chat_template == "tokenizer's"
 
 
 def test_saving(folder, processor, tmp_path):

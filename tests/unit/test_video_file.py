@@ -50,6 +50,7 @@ CODECS = {
     "h264": ("a.mp4", {"codec": "libx264"}),
     "h264, open gop": ("a.mp4", {"codec": "libx264", "x264-params": "open-gop=1:bframes=3"}),
     "h264, short gop": ("a.mp4", {"codec": "libx264", "gop": 2}),
+    "mpeg2 in ts": ("a.ts", {"codec": "mpeg2video", "bf": 2}),
     "h264 in ts": ("a.ts", {"codec": "libx264"}),
     "vp9 in webm": ("a.webm", {"codec": "libvpx-vp9", "cpu-used": 8, "deadline": "realtime"}),
     "mjpeg in mkv": ("a.mkv", {"codec": "mjpeg"}),
@@ -113,6 +114,29 @@ def test_a_long_video_is_never_decoded_whole(tmp_path):
         assert video.decoded_frames <= 110
 
 
+def test_two_frames_of_an_hour(tmp_path):
+    """The hour is one clip's packets over and over, written without encoding them again."""
+    clip = write_video(tmp_path / "clip.mp4", frames=250, size=(32, 32), gop=25)
+    with av.open(str(clip)) as source, av.open(str(tmp_path / "hour.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [(bytes(p), p.pts, p.dts, p.duration, p.is_keyframe) for p in source.demux(video=0) if p.size]
+        for number in range(360):
+            for data, pts, dts, duration, key in packets:
+                packet = av.Packet(data)
+                shift = number * 250 * duration
+                packet.pts, packet.dts, packet.duration = pts + shift, dts + shift, duration
+                packet.is_keyframe, packet.stream = key, stream
+                packet.time_base = source.streams.video[0].time_base
+                target.mux(packet)
+    with open_video(tmp_path / "hour.mp4") as video:
+        assert (video.total_frames, video.duration) == (90_000, 3600.0)
+        found = [*video.frames([45_010, 89_999])]
+        assert video.decoded_frames <= 1 + 2 * 25
+    wanted = decode_all(clip)
+    np.testing.assert_array_equal(found[0], wanted[45_010 % 250])
+    np.testing.assert_array_equal(found[1], wanted[249])
+
+
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_display_rotation(tmp_path, rotation):
     path = write_video(tmp_path / "a.mp4", frames=3, rotation=rotation)
@@ -160,13 +184,17 @@ def test_no_video(tmp_path, data):
         open_video(path)
 
 
-def test_zero_frames(tmp_path):
-    path = tmp_path / "a.mkv"
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a.mkv", "not a video that can be decoded"), ("a.mp4", "no video stream"), ("a.avi", "has no frames")],
+)
+def test_zero_frames(tmp_path, name, said):
+    path = tmp_path / name
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         container.start_encoding()
-    with pytest.raises(MediaDecodeError):
+    with pytest.raises(MediaDecodeError, match=said):
         open_video(path)
 
 
@@ -201,6 +229,34 @@ def test_garbage_in_the_middle(tmp_path):
     data[start : start + 3000] = b"\x5a" * 3000
     with pytest.raises(MediaDecodeError), open_video(bytes(data)) as video:
         list(video.frames(range(40)))
+
+
+DAMAGED = {"mjpeg in avi": ("a.avi", "mjpeg"), "mpeg2 in ts": ("a.ts", "mpeg2video"),
+           "mpeg4 in mkv": ("a.mkv", "mpeg4"), "h264 in mkv": ("a.mkv", "libx264")}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damage_inside_frames_is_not_painted_over(tmp_path, kind):
+    """Decoders left to themselves invent what is missing and say nothing."""
+    name, codec = DAMAGED[kind]
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {codec}")
+    path = write_video(tmp_path / name, codec=codec, size=(128, 96))
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(path.read_bytes())
+    position, size = packets[12]  # the second keyframe or close to it
+    start = position + size // 2
+    data[start : start + size // 3] = bytes(byte ^ 0xA5 for byte in data[start : start + size // 3])
+    with pytest.raises(MediaDecodeError), open_video(bytes(data)) as video:
+        list(video.frames(range(video.total_frames)))
+
+
+def test_a_stream_without_a_decoder(tmp_path):
+    data = write_video(tmp_path / "a.avi", codec="mpeg4").read_bytes()
+    assert b"FMP4" in data
+    with pytest.raises(MediaDecodeError, match="codec"):
+        open_video(data.replace(b"FMP4", b"QQQQ"))
 
 
 def test_limits(tmp_path):

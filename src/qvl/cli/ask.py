@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from typing import Annotated, Any
 
@@ -12,6 +10,7 @@ import typer
 
 from qvl.cli.common import (
     Loading,
+    check_text,
     generate,
     generation_settings,
     load_assistant,
@@ -34,6 +33,7 @@ from qvl.cli.options import (
     SystemOption,
     TemperatureOption,
 )
+from qvl.cli.streams import write, write_json
 from qvl.errors import InputError
 
 STDIN = "-"
@@ -77,41 +77,41 @@ def ask(
 
     begin = time.perf_counter()
     *sources, question = words
-    _refuse_file_as_question(question)
+    _check_question(question)
+    check_text("the question", question)
+    check_text("--system", system or "")
     settings = generation_settings(max_new_tokens, temperature, seed)
     media = open_media(sources)
     loading = Loading(model, dtype.value, device, attention.value, min_pixels, max_pixels)
     loading.announce()
     processor = load_processor(loading)
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system is not None else []
     content = [*(medium.entry for medium in media), {"type": "text", "text": question}]
     inputs = tokenized(processor, [*messages, {"role": "user", "content": content}], fps)
     prepared = time.perf_counter()
     assistant = load_assistant(loading, processor)
     loaded = time.perf_counter()
-    answer = generate(assistant, inputs, settings, show=_keep_quiet if as_json else _show)
+    answer = generate(assistant, inputs, settings, show=_keep_quiet if as_json else write)
     if not as_json:
         print(flush=True)
         return
     times = {"prepare": prepared - begin, "load": loaded - prepared, "first_token": answer.first_token}
     times |= {"generate": answer.seconds, "total": time.perf_counter() - begin}
     facts = report(media, inputs, processor, answer, times)
-    print(json.dumps({"model": loading.name, "question": question, **facts}, ensure_ascii=False))
+    write_json({"model": loading.name, "question": question, **facts})
 
 
 def _keep_quiet(text: str) -> None:
     """Shows nothing: the answer comes in one piece, at the end."""
 
 
-def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+def _check_question(question: str) -> None:
+    from qvl.processing.sources import is_url
 
-
-def _refuse_file_as_question(question: str) -> None:
-    if question == STDIN or os.path.isfile(question):
+    if question == STDIN or os.path.isfile(question) or (is_url(question) and len(question.split()) == 1):
         raise InputError(
             f"the last argument is the question, but {question!r} is a medium; put the question behind it"
         )
     if not question.strip():
         raise InputError("the question is empty")
+

@@ -5,13 +5,14 @@ Everything heavy is imported inside the functions; the caller has checked its ar
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qvl.cli.progress import Bar
+from qvl.cli.streams import say
+from qvl.errors import InputError
 
 if TYPE_CHECKING:
     from qvl.generation.config import GenerationConfig
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 STOPPED_BY_EOS, STOPPED_BY_LENGTH, STOPPED_BY_USER = "stop", "length", "interrupted"
-
-
-def say(text: str) -> None:
-    """A remark to the person at the terminal: on stderr, as everything that is not an answer."""
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -39,11 +35,15 @@ class Loading:
     min_pixels: int | None = None
     max_pixels: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.model is not None and not self.model.strip():
+            raise InputError("--model is empty; give a folder or hub id, or leave the option out")
+
     @property
     def name(self) -> str:
         from qvl.hub import BUNDLED
 
-        return self.model or next(iter(BUNDLED))
+        return next(iter(BUNDLED)) if self.model is None else self.model
 
     def announce(self) -> None:
         if self.model is None:
@@ -73,13 +73,23 @@ class Answer:
 
 
 def load_processor(loading: Loading) -> Qwen2_5_VLProcessor:
-    """Tokenizer and image sizes: small files, so media can be checked before the weights are read."""
+    """Tokenizer and image sizes: small files, so media can be checked before the weights are read.
+
+    Raises InputError where the limits asked for and those of the checkpoint leave no size at all.
+    """
     from qvl.auto import AutoProcessor
 
-    sizes = {"min_pixels": loading.min_pixels, "max_pixels": loading.max_pixels}
-    return AutoProcessor.from_pretrained(
-        loading.name, **{name: value for name, value in sizes.items() if value is not None}
-    )
+    given = {"min_pixels": loading.min_pixels, "max_pixels": loading.max_pixels}
+    sizes = {name: value for name, value in given.items() if value is not None}
+    processor = AutoProcessor.from_pretrained(loading.name, **sizes)
+    least, most = processor.image_processor.min_pixels, processor.image_processor.max_pixels
+    if sizes and least > most:
+        lower = "--min-pixels" if loading.min_pixels else "the checkpoint's least size of"
+        upper = "--max-pixels" if loading.max_pixels else "the checkpoint's largest size of"
+        raise InputError(
+            f"{lower} {least} is more than {upper} {most}; give --min-pixels and --max-pixels that go together"
+        )
+    return processor
 
 
 def load_assistant(loading: Loading, processor: Qwen2_5_VLProcessor) -> Assistant:
@@ -93,6 +103,14 @@ def load_assistant(loading: Loading, processor: Qwen2_5_VLProcessor) -> Assistan
         device_map=pick_device(loading.device),
     )
     return Assistant(loading.name, model, processor)
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises InputError for bytes of the command line that are no text in its encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} holds bytes that are not text in this terminal's encoding") from error
 
 
 def generation_settings(

@@ -6,12 +6,12 @@ seconds and a checkpoint whose weights were never downloaded will do.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qvl.cli.options import DebugOption, FpsOption, MaxPixelsOption, MinPixelsOption
+from qvl.cli.streams import write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +47,7 @@ def info(
     facts = describe_model(Qwen2_5_VLConfig.from_pretrained(model))
     costs = _media_costs(model, media or [], min_pixels, max_pixels, fps)
     if as_json:
-        print(json.dumps({"model": model, **facts, "media": costs}, ensure_ascii=False))
+        write_json({"model": model, **facts, "media": costs})
     else:
         _print_tables(model, facts, costs)
 
@@ -137,13 +137,13 @@ def _media_costs(
 def _print_tables(model: str, facts: dict[str, Any], costs: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # file names are no markup
     with console.capture() as shown:  # printed below, because rich leaves the program on a broken pipe
         console.print(_model_table(model, facts))
         if costs:
             console.print(_media_table(costs))
             console.print(f"{sum(row['tokens'] for row in costs):,} tokens in all, before text and markers")
-    print(shown.get(), end="")
+    print(shown.get(), end="", flush=True)
 
 
 def _model_table(model: str, facts: dict[str, Any]) -> Table:
@@ -158,7 +158,8 @@ def _model_table(model: str, facts: dict[str, Any]) -> Table:
 def _media_table(costs: list[dict[str, Any]]) -> Table:
     from rich.table import Column, Table
 
-    table = Table(Column("medium", overflow="fold"), "kind", "size", "resized to", "grid (t, h, w)", "tokens")
+    names = ("medium", "kind", "size", "resized to", "grid (t, h, w)", "tokens")
+    table = Table(*(Column(name, overflow="fold") for name in names))
     for row in costs:
         size = f"{row['width']} x {row['height']}"
         if row["kind"] == "video":

@@ -57,11 +57,20 @@ def open_media(sources: Sequence[str]) -> list[MediaFile]:
 
 def _open(source: str) -> list[MediaFile]:
     if source == STDIN:
-        return _recognized("stdin", sys.stdin.buffer.read())
+        return _recognized("stdin", _all_of_stdin())
     if is_url(source):
         with opened(source) as stream:  # once, as the server may say something else the second time
             return _recognized(source, stream.read())
     return _recognized(source, source)
+
+
+def _all_of_stdin() -> bytes:
+    if sys.stdin.isatty():
+        raise InputError(f"{STDIN} reads a medium from stdin, which is the terminal; pipe or redirect a file")
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise InputError(f"{STDIN} reads a medium from stdin, which is empty")
+    return content
 
 
 def _recognized(name: str, content: str | bytes) -> list[MediaFile]:

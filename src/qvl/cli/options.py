@@ -1,19 +1,15 @@
-"""The options that commands share, each written once, and the object that a run of the program carries."""
+"""The options that commands share, each written once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
 
 import typer
 
+from qvl.cli.failures import Session
 
-@dataclass
-class Session:
-    """What the program must still know after a command has raised."""
-
-    debug: bool = False
+LARGEST_SEED = 2**63 - 1  # of torch's generators
 
 
 class Dtype(str, Enum):
@@ -56,10 +52,10 @@ DeviceOption = Annotated[
 ]
 AttentionOption = Annotated[Attention, typer.Option("--attention", help="Attention back-end.")]
 MinPixelsOption = Annotated[
-    int | None, typer.Option("--min-pixels", help="Enlarge pictures to at least this many pixels.")
+    int | None, typer.Option("--min-pixels", min=1, help="Enlarge pictures to at least this many pixels.")
 ]
 MaxPixelsOption = Annotated[
-    int | None, typer.Option("--max-pixels", help="Shrink pictures to at most this many pixels.")
+    int | None, typer.Option("--max-pixels", min=1, help="Shrink pictures to at most this many pixels.")
 ]
 FpsOption = Annotated[float | None, typer.Option("--fps", help="Frames per second taken from a video.")]
 MaxNewTokensOption = Annotated[
@@ -69,7 +65,9 @@ TemperatureOption = Annotated[
     float | None,
     typer.Option("--temperature", help="0: always the likeliest token. Default: the checkpoint's."),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Makes sampled answers repeatable.")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Makes sampled answers repeatable.")
+]
 SystemOption = Annotated[
     str | None, typer.Option("--system", help="System prompt. Default: that of the chat template.")
 ]

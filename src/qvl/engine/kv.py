@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from qvl.errors import CacheError
+from qvl.ops.attention.sdpa import sdpa_attention, single_query_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -72,13 +73,23 @@ class SequenceKV:
         """
         count = k_TGD.shape[0]
         end = self.length + count
-        self._check(k_TGD)
+        self.check(k_TGD)
         self._reserve(layer, end, k_TGD)
         # As (S, G, D) views of head-major memory. A buffer is never part of a graph.
         keys, values = self._keys[layer].transpose(0, 1), self._values[layer].transpose(0, 1)
         keys.narrow(0, self.length, count).copy_(k_TGD.detach())
         values.narrow(0, self.length, count).copy_(v_TGD.detach())
         return keys.narrow(0, 0, end), values.narrow(0, 0, end)
+
+    def append(self, layer: int, k_GD: Tensor, v_GD: Tensor) -> tuple[Tensor, Tensor]:
+        """`write` for one token; the views of all keys and values come back head-major, (G, S, D)."""
+        at, keys = self.length, self._keys[layer]
+        if at >= keys.shape[1] or keys.dtype != k_GD.dtype or keys.device != k_GD.device:
+            self._reserve(layer, at + 1, k_GD)
+        keys, values = self._keys[layer], self._values[layer]
+        keys.select(1, at).copy_(k_GD)
+        values.select(1, at).copy_(v_GD)
+        return keys.narrow(1, 0, at + 1), values.narrow(1, 0, at + 1)
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
         """Views ``(k_SGD, v_SGD)`` of the first ``length`` tokens."""
@@ -109,7 +120,8 @@ class SequenceKV:
         twin._values = [_resized(t, t.shape[1], self.length, t) for t in self._values]
         return twin
 
-    def _check(self, k_TGD: Tensor) -> None:
+    def check(self, k_TGD: Tensor) -> None:
+        """Raises CacheError for keys of another model."""
         if k_TGD.shape[1:] != (self.num_kv_heads, self.head_dim):
             raise CacheError(
                 f"This cache holds {self.num_kv_heads} key/value heads of width {self.head_dim}, but the "
@@ -179,13 +191,34 @@ def _layer_attend(
         sizes = ((q_THD.shape[0],), (k_SGD.shape[0],))
         return backend(q_THD, k_SGD, v_SGD, *sizes, causal=True, window=window)
 
+    decoding = backend is sdpa_attention and all(length == 1 for length in lengths)
+
     def attend(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        if decoding and not _traced(q_THD, k_TGD, v_TGD):
+            return _decoded(kvs, layer, window, q_THD, k_TGD, v_TGD)
         if len(kvs) == 1:
             return one(kvs[0], q_THD, k_TGD, v_TGD)
         parts = zip(kvs, *(t.split(list(lengths)) for t in (q_THD, k_TGD, v_TGD)), strict=True)
         return torch.cat([one(*part) for part in parts])
 
     return attend
+
+
+def _decoded(
+    kvs: Sequence[SequenceKV], layer: int, window: int | None, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor
+) -> Tensor:
+    """Attention of a step in which every sequence brings one token."""
+    for kv in kvs:
+        kv.check(k_NGD)
+    pairs = [
+        kv.append(layer, k, v) for kv, k, v in zip(kvs, k_NGD.unbind(0), v_NGD.unbind(0), strict=True)
+    ]
+    return single_query_attention(q_NHD, *zip(*pairs, strict=True), window)
+
+
+def _traced(*tensors: Tensor) -> bool:
+    """Whether an autograd graph is being built."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _written(
@@ -196,8 +229,7 @@ def _written(
     A buffer cannot be part of a graph (the next step writes into it), so with gradients the fresh keys are
     joined to a copy of the past.
     """
-    traced = torch.is_grad_enabled() and any(t.requires_grad for t in (q_THD, k_TGD, v_TGD))
-    if not traced:
+    if not _traced(q_THD, k_TGD, v_TGD):
         return kv.write(layer, k_TGD, v_TGD)
     k_past, v_past = (t.clone() for t in kv.read(layer))
     kv.write(layer, k_TGD, v_TGD)

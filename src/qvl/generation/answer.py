@@ -77,8 +77,23 @@ def fill_cache(
     real_RL = real_BL.repeat_interleave(rows_per_prompt, dim=0)
     new = [kv.length - count for kv, count in zip(kvs, real_RL.sum(1).tolist(), strict=True)]
     behind = torch.arange(max(new))[None] < torch.tensor(new)[:, None]
+    known = getattr(cache, "ends", None) or [torch.empty(0, dtype=torch.int64)] * len(prompts)
     cache.rows = list(kvs)
     cache.mask_BS = torch.cat([real_RL, behind], dim=1)
     deltas = [p.rope_delta for p in prompts for _ in range(rows_per_prompt)]
     cache.rope_deltas = torch.tensor(deltas)[:, None]
+    cache.ends = [
+        _ends(kv, prompts[r // rows_per_prompt], known[r // rows_per_prompt]) for r, kv in enumerate(kvs)
+    ]
     return cache
+
+
+def _ends(kv: SequenceKV, prompt: Prompt, known_T: Tensor) -> Tensor:
+    """The rotary position behind each token of a row: as known, in the prompt, then one after the other.
+
+    ``known_T``: of the tokens that an earlier call left in the cache, whose positions a prompt leaves out.
+    """
+    prompt_T = prompt.positions_3T[:, len(known_T) :].amax(0).cummax(0).values + 1
+    count = len(prompt.token_ids)
+    new_T = torch.arange(count, kv.length) + prompt.rope_delta + 1
+    return torch.cat([known_T, prompt_T, new_T])

@@ -22,13 +22,15 @@ class Cache:
 
     ``rows``: one `SequenceKV` per batch row (empty before the first forward). ``mask_BS``: which of the
     padded cells so far hold real tokens. ``rope_deltas``: (B, 1), rotary position of the next token minus
-    the number of real tokens.
+    the number of real tokens. ``ends``: per row, the rotary position that follows each of its real tokens,
+    from which `crop` finds the deltas again.
     """
 
     def __init__(self) -> None:
         self.rows: list[SequenceKV] = []
         self.mask_BS: torch.Tensor | None = None
         self.rope_deltas: torch.Tensor | None = None
+        self.ends: list[torch.Tensor] = []
 
     # -- what the models call -------------------------------------------------------------------------
 
@@ -57,6 +59,20 @@ class Cache:
             torch.ones(len(self.rows), columns, dtype=torch.bool) if mask_BL is None else (mask_BL != 0).cpu()
         )
         self.mask_BS = new if self.mask_BS is None else torch.cat([self.mask_BS, new], dim=1)
+
+    def advance(
+        self,
+        lengths: Sequence[int],
+        mask_BL: torch.Tensor | None,
+        columns: int,
+        ends: Sequence[torch.Tensor],
+    ) -> None:
+        """Counts what every layer has just written: ``lengths`` real tokens in ``columns`` new cells."""
+        for row, length in zip(self.rows, lengths, strict=True):
+            row.advance(length)
+        self.extend_mask(mask_BL, columns)
+        before = self.ends or [torch.empty(0, dtype=torch.int64)] * len(ends)
+        self.ends = [torch.cat(both) for both in zip(before, ends, strict=True)]
 
     def next_positions(self) -> list[int]:
         """Per row, the rotary position of its next token: real tokens so far + rope delta."""
@@ -97,13 +113,18 @@ class Cache:
         cells = self.mask_BS.shape[1]
         keep = max(0, cells + max_length) if max_length < 0 else min(max_length, cells)
         self.mask_BS = self.mask_BS[:, :keep]
-        for row, length in zip(self.rows, self.mask_BS.sum(1).tolist(), strict=True):
+        lengths = self.mask_BS.sum(1).tolist()
+        for row, length in zip(self.rows, lengths, strict=True):
             row.truncate(length)
+        self.ends = [end[:length] for end, length in zip(self.ends, lengths, strict=True)]
+        following = [int(end[-1]) if len(end) else 0 for end in self.ends]
+        self.rope_deltas = (torch.tensor(following) - torch.tensor(lengths)).unsqueeze(1)
 
     def reset(self) -> None:
         """Forgets every token, keeps the memory."""
         self.mask_BS = None
         self.rope_deltas = None
+        self.ends = []
         for row in self.rows:
             row.truncate(0)
 
@@ -117,6 +138,7 @@ class Cache:
             first_use.add(index)
         self.rows = rows
         self.mask_BS = None if self.mask_BS is None else self.mask_BS[order]
+        self.ends = [self.ends[index] for index in order] if self.ends else []
         self.rope_deltas = None if self.rope_deltas is None else self.rope_deltas[order]
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -176,9 +198,8 @@ class DynamicCache(Cache):
             )
             for layer, (keys, values) in enumerate(past_key_values):
                 row.write(layer, keys[b].transpose(0, 1), values[b].transpose(0, 1))
-            row.advance(cells)
             cache.rows.append(row)
-        cache.extend_mask(None, cells)
+        cache.advance([cells] * batch, None, cells, [torch.arange(1, cells + 1)] * batch)
         return cache
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -73,23 +74,15 @@ def read_grids(grid_thw: torch.Tensor | Sequence[Sequence[int]] | None) -> list[
     return [Grid(*(int(n) for n in row)) for row in rows]
 
 
-@dataclass(frozen=True, eq=False)
-class RowPositions:
-    """``positions_3T`` of all rows end to end and the rope delta of every row, relative to its own start."""
-
-    positions_3T: torch.Tensor
-    deltas: list[int]
-
-
 def packed_positions(
     ids_by_row: Sequence[torch.Tensor], vision: VisionArguments, config: Any, starts: Sequence[int]
-) -> RowPositions:
-    """Multimodal positions of rows of real tokens; row r begins at position ``starts[r]``."""
+) -> torch.Tensor:
+    """Multimodal positions (3, T) of rows of real tokens end to end; row r begins at ``starts[r]``."""
     seconds = vision.seconds
     merge = config.vision_config.spatial_merge_size
-    parts, deltas = [], []
+    parts = []
     for ids, placed, start in zip(ids_by_row, _place(ids_by_row, vision, config), starts, strict=True):
-        positions_3T, delta = multimodal_positions(
+        positions_3T, _ = multimodal_positions(
             len(ids),
             [p.span for p in placed],
             [p.grid for p in placed],
@@ -98,8 +91,13 @@ def packed_positions(
             tokens_per_second=config.vision_config.tokens_per_second,
         )
         parts.append(positions_3T + start)
-        deltas.append(delta)
-    return RowPositions(torch.cat(parts, dim=1), deltas)
+    return torch.cat(parts, dim=1)
+
+
+def text_positions(lengths: Sequence[int], starts: Sequence[int]) -> torch.Tensor:
+    """Positions (3, T) of rows of text end to end."""
+    parts = [torch.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)]
+    return torch.cat(parts).expand(3, -1)
 
 
 def _place(
@@ -142,3 +140,29 @@ def given_positions(position_ids: torch.Tensor, packing: Packing) -> torch.Tenso
             f"{(packing.batch, packing.columns)}"
         )
     return packing.pack(position_ids.permute(1, 2, 0)).T
+
+
+def packed_sequences(
+    position_ids: torch.Tensor | None, cu_seq_lens: torch.Tensor | None, batch: int, columns: int
+) -> tuple[int, ...] | None:
+    """Lengths of the sequences in the rows, end to end; None where every row is one sequence.
+
+    Padding-free collators put several into a row and say so as transformers reads it: by ``cu_seq_lens_q``
+    (where each begins among all cells, and the end), or by a (4, B, L) ``position_ids`` whose first entry
+    counts anew at each.
+    """
+    whole = tuple(range(0, batch * columns + 1, columns))
+    if cu_seq_lens is not None:
+        starts = tuple(int(n) for n in cu_seq_lens)
+        if starts[:1] != (0,) or starts[-1] != whole[-1] or any(a >= b for a, b in pairwise(starts)):
+            raise InputError(
+                f"cu_seq_lens_q must rise from 0 to the {whole[-1]} cells of the call, got {list(starts)}"
+            )
+    elif isinstance(position_ids, torch.Tensor) and position_ids.ndim == 3 and position_ids.shape[0] == 4:
+        begins_BL = torch.ones(position_ids.shape[1:], dtype=torch.bool)
+        begins_BL[:, 1:] = (position_ids[0].diff(dim=-1) != 1).cpu()
+        begins = begins_BL.expand(batch, -1).flatten().nonzero().flatten().tolist()
+        starts = (*begins, whole[-1])
+    else:
+        return None
+    return None if starts == whole else tuple(b - a for a, b in pairwise(starts))

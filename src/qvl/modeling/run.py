@@ -12,13 +12,13 @@ from functools import partial
 import torch
 
 from qvl.engine.kv import cached_attends
-from qvl.errors import CacheError, InputTypeError
-from qvl.modeling.cache import Cache, DynamicCache
-from qvl.modeling.inputs import RowPositions
+from qvl.errors import UnsupportedError
+from qvl.modeling.cache import Cache
+from qvl.modeling.call import OpenCall
 from qvl.modeling.packing import Packing
+from qvl.network.finite import require_finite
 from qvl.network.text import TextDecoder
-from qvl.ops.attention import Attend, get_backend, packed_attend
-from qvl.ops.attention.eager import eager_attention
+from qvl.ops.attention import Attend, get_backend, packed_attend, recording_backend
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,109 +69,73 @@ class PackedRun:
         return out
 
 
-def open_cache(
-    decoder: TextDecoder,
-    given: Cache | None,
-    use_cache: bool | None,
-    batch: int,
-    cache_position: torch.Tensor | None,
-) -> Cache | None:
-    """The cache that a call reads and fills, or None.
-
-    ``use_cache`` None means the config's choice while evaluating and no cache while training, where it would
-    only hold memory. A given cache is always used.
-    """
-    if given is None:
-        wanted = decoder.config.use_cache and not decoder.training if use_cache is None else use_cache
-        if not wanted:
-            return None
-        given = DynamicCache()
-    if not isinstance(given, Cache):
-        raise InputTypeError(
-            f"past_key_values must be a DynamicCache or a StaticCache, not {type(given).__name__}; "
-            "DynamicCache.from_legacy_cache reads tuples of tensors"
-        )
-    weight = decoder.embed_tokens.weight
-    given.prepare(decoder.config, batch, weight.dtype, weight.device)
-    if cache_position is not None:
-        _rewind(given, int(cache_position[0]))
-    return given
-
-
-def _rewind(cache: Cache, start: int) -> None:
-    """Makes ``start`` the next cell to fill."""
-    if start > cache.get_seq_length():
-        raise CacheError(
-            f"cache_position begins at cell {start} but past_key_values holds {cache.get_seq_length()} cells"
-        )
-    if start < cache.get_seq_length():
-        cache.crop(start)
-
-
 def run_decoder(
     decoder: TextDecoder,
     x_TD: torch.Tensor,
-    rows: RowPositions,
-    packing: Packing,
-    cache: Cache | None,
-    mask_BL: torch.Tensor | None,
+    positions_3T: torch.Tensor,
+    call: OpenCall,
+    *,
     output_attentions: bool,
     output_hidden_states: bool,
 ) -> PackedRun:
-    """Runs the decoder over the packed rows and moves the cache forward."""
+    """Runs the decoder over the packed rows and moves the cache forward, if what came out is finite."""
+    packing, cache = call.packing, call.cache
+    if output_attentions and call.sequences is not None:
+        raise UnsupportedError("output_attentions is not offered for rows of several packed sequences")
     recorded: list[list[torch.Tensor]] | None = [] if output_attentions else None
     hidden_states: list[torch.Tensor] | None = [] if output_hidden_states else None
-    keep = [b for b, length in enumerate(packing.lengths) if length]
-    lengths = tuple(packing.lengths[b] for b in keep)
-    attends = _attends(decoder, cache, keep, lengths, recorded)
+    attends = _attends(decoder, call, recorded)
     hidden_TD = decoder.packed(
-        x_TD, rows.positions_3T.to(x_TD.device), attends, lengths=lengths, hidden_states=hidden_states
+        x_TD, positions_3T.to(x_TD.device), attends, lengths=_lengths(call), hidden_states=hidden_states
     )
-    deltas = torch.tensor(rows.deltas).unsqueeze(1)
+    require_finite(hidden_TD, decoder, "text decoder")
+    ends = _row_ends(positions_3T.cpu(), packing)
+    deltas = _deltas(ends, call)
     if cache is not None:
-        for b in keep:
-            cache.rows[b].advance(packing.lengths[b])
-        cache.extend_mask(mask_BL, packing.columns)
-        deltas = deltas if cache.rope_deltas is None else cache.rope_deltas + deltas
+        cache.advance(packing.lengths, call.mask_BL, packing.columns, ends)
         cache.rope_deltas = deltas
     keys_BS = cache.mask_BS if cache is not None else packing.rows_at(torch.arange(packing.columns)) >= 0
     return PackedRun(hidden_TD, packing, cache, deltas.to(x_TD.device), hidden_states, recorded, keys_BS)
 
 
+def _lengths(call: OpenCall) -> tuple[int, ...]:
+    """Of the sequences that the decoder sees: rows without a token are none."""
+    return call.sequences or tuple(length for length in call.packing.lengths if length)
+
+
+def _row_ends(positions_3T: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
+    """Per row, the position that would follow each of its new tokens: 1 + the largest so far on any axis."""
+    return [ends.cummax(0).values for ends in packing.split(positions_3T.amax(0) + 1)]
+
+
+def _deltas(ends: Sequence[torch.Tensor], call: OpenCall) -> torch.Tensor:
+    """(B, 1): position of the next token minus the number of tokens so far, those in the cache included."""
+    starts = call.starts()
+    following = [int(end[-1]) if len(end) else starts[b] for b, end in enumerate(ends)]
+    counts = [past + len(end) for past, end in zip(call.past_lengths, ends, strict=True)]
+    return (torch.tensor(following) - torch.tensor(counts)).unsqueeze(1)
+
+
 def _attends(
-    decoder: TextDecoder,
-    cache: Cache | None,
-    keep: Sequence[int],
-    lengths: tuple[int, ...],
-    recorded: list[list[torch.Tensor]] | None,
+    decoder: TextDecoder, call: OpenCall, recorded: list[list[torch.Tensor]] | None
 ) -> list[Attend]:
     """One attend per layer: with or without a cache, with or without keeping the weights."""
-    if recorded is None and cache is None:
-        return decoder.packed_attends(lengths)
-    if recorded is None:
-        assert cache is not None
-        backend = get_backend(decoder.attention_backend)
-        return cached_attends(backend, [cache.rows[b] for b in keep], lengths, decoder.windows)
-    return [
-        _recording(decoder, layer, cache, keep, lengths, _new_store(recorded))
-        for layer in range(len(decoder.windows))
-    ]
+    if recorded is None and call.cache is None:
+        return decoder.packed_attends(_lengths(call))
+    stores: list[list[torch.Tensor] | None] = [None] * len(decoder.windows)
+    if recorded is not None:
+        recorded.extend([] for _ in decoder.windows)
+        stores = list(recorded)
+    return [_attend(decoder, layer, call, store) for layer, store in enumerate(stores)]
 
 
-def _new_store(recorded: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    recorded.append([])
-    return recorded[-1]
-
-
-def _recording(
-    decoder: TextDecoder,
-    layer: int,
-    cache: Cache | None,
-    keep: Sequence[int],
-    lengths: tuple[int, ...],
-    store: list[torch.Tensor],
+def _attend(
+    decoder: TextDecoder, layer: int, call: OpenCall, store: list[torch.Tensor] | None
 ) -> Attend:
-    backend = partial(eager_attention, store=store)
-    if cache is None:
-        return packed_attend(backend, lengths, causal=True, window=decoder.windows[layer])
-    return cached_attends(backend, [cache.rows[b] for b in keep], lengths, decoder.windows)[layer]
+    dropout = decoder.config.attention_dropout if decoder.training else 0.0
+    backend = get_backend(decoder.attention_backend) if store is None else recording_backend(store)
+    if call.cache is None:
+        window = decoder.windows[layer]
+        return packed_attend(backend, _lengths(call), causal=True, window=window, dropout=dropout)
+    rows = [row for row, length in zip(call.cache.rows, call.packing.lengths, strict=True) if length]
+    return cached_attends(partial(backend, dropout=dropout), rows, _lengths(call), decoder.windows)[layer]

@@ -1,0 +1,1 @@
+"""Tensor functions that know no config and no module: attention, rotary angles, sampling."""

@@ -23,7 +23,7 @@ from PIL import Image
 from qvl.errors import InputError, InputTypeError, MediaError
 from qvl.processing.frames import Timeline
 from qvl.processing.media import DEFAULT_LIMITS, MediaLimits, load_image, open_video
-from qvl.processing.rgb import channel_layout
+from qvl.processing.rgb import channel_layout, without_alpha
 from qvl.processing.videofile import VideoFile
 
 # A list of strings that all end so is the frames of one video. GIF is left out: it may be a video itself.
@@ -98,7 +98,7 @@ class FramesClip:
 
 def is_file(video: Any) -> bool:
     """Whether frames have to be decoded, rather than being there already."""
-    return isinstance(video, str | os.PathLike | bytes | bytearray | VideoFile) or hasattr(video, "read")
+    return isinstance(video, str | os.PathLike | bytes | bytearray | memoryview | VideoFile) or hasattr(video, "read")
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def _shape(video: Any) -> str:
 def _frame(frame: Any, layout: str | None, limits: MediaLimits) -> torch.Tensor:
     """One frame of a list as (C, H, W)."""
     if isinstance(frame, Image.Image) or not isinstance(frame, np.ndarray | torch.Tensor):
-        picture = load_image(frame, limits=limits).convert("RGB")
+        picture = without_alpha(load_image(frame, limits=limits))
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     return _channels_first(frame, layout)
 

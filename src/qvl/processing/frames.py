@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
 
-from qvl.errors import InputError, UnknownNameError
+from qvl.errors import InputError, InputTypeError, UnknownNameError
 
 DEFAULT_FPS = 2.0  # the released training pipeline's rate
 FRAME_SAMPLING = ("uniform", "linspace")
@@ -42,6 +43,9 @@ class SamplingRule:
     def __post_init__(self) -> None:
         if self.fps is not None and self.num_frames is not None:
             raise InputError("fps and num_frames exclude each other: give one of them")
+        for name in ("fps", "num_frames", "min_frames", "max_frames"):
+            if not isinstance(value := getattr(self, name), Real | None):
+                raise InputTypeError(f"{name} must be a number, not {value!r}")
         if self.fps is not None and not 0 < self.fps < math.inf:
             raise InputError(f"fps must be a positive number of frames per second, got {self.fps}")
         if self.num_frames is not None and self.num_frames < 1:
@@ -114,6 +118,19 @@ class Timeline:
             )
         return range(first, after)
 
+    def rate(self, segment: range) -> float | None:
+        """Mean frames per second of the frames ``segment``; None where unknown."""
+        if self.timestamps is None or self.fps is None or len(segment) == self.total:
+            return self.fps
+        return len(segment) / (self.end(segment) - float(self.timestamps[segment.start]))
+
+    def end(self, segment: range) -> float:
+        """Seconds at which the last frame of ``segment`` gives way to the next, or the video ends."""
+        times = self._times()
+        if segment.stop < self.total:
+            return float(times[segment.stop])
+        return max(self.total / (self.fps or DEFAULT_FPS), float(times[-1]))
+
     def _times(self) -> np.ndarray:
         if self.timestamps is not None:
             return self.timestamps
@@ -141,14 +158,15 @@ def choose_frames(
 ) -> FrameChoice:
     """Applies ``rule`` to the part of ``timeline`` from ``start`` to ``end`` seconds."""
     segment = timeline.segment(start, end)
-    n = rule.count(len(segment), timeline.fps)
+    rate = timeline.rate(segment)
+    n = rule.count(len(segment), rate)
     if rule.method == "linspace":
         indices = _linspace(segment, n)
     elif timeline.timestamps is None or n == len(segment):
         indices = tuple(segment[i * len(segment) // n] for i in range(n))
     else:
         indices = _even_in_time(segment, n, timeline)
-    fps = None if timeline.fps is None else n * timeline.fps / len(segment)
+    fps = None if rate is None else n * rate / len(segment)
     return FrameChoice(indices, timeline.seconds(indices), fps)
 
 
@@ -165,9 +183,6 @@ def _even_in_time(segment: range, n: int, timeline: Timeline) -> tuple[int, ...]
     if timeline.timestamps is None or timeline.fps is None:
         raise InputError("A video of varying rate needs its timestamps and mean rate")
     times = timeline.timestamps[segment.start : segment.stop]
-    after = (
-        times[-1] + 1 / timeline.fps if segment.stop == timeline.total else timeline.timestamps[segment.stop]
-    )
-    moments = times[0] + np.arange(n) * (after - times[0]) / n
+    moments = times[0] + np.arange(n) * (timeline.end(segment) - times[0]) / n
     places = np.searchsorted(times, moments + 1e-6, side="right") - 1
     return tuple(segment[int(place)] for place in places)

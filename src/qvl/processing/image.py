@@ -10,7 +10,6 @@ P patches.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from qvl.processing.media import DEFAULT_LIMITS, MediaLimits, load_image
 from qvl.processing.options import CLIP_MEAN, CLIP_STD, chosen, layout_name, mean_and_std, patch_shape, pick
 from qvl.processing.patches import PatchShape, TwoStepNormalise, to_patches
 from qvl.processing.pretrained import SavedSettings
-from qvl.processing.rgb import array_to_pil, as_array, channel_layout
+from qvl.processing.rgb import array_to_pil, as_array, channel_layout, without_alpha
 from qvl.processing.sizes import PixelLimits, checked_size, smart_resize, target_size
 from qvl.types import Grid
 
@@ -223,7 +222,7 @@ def image_patches(
     image: Any, settings: ImageSettings, limits: MediaLimits = DEFAULT_LIMITS
 ) -> tuple[torch.Tensor, Grid]:
     """Patches (P, C) and grid of one picture."""
-    if isinstance(image, str | bytes | bytearray | os.PathLike) or hasattr(image, "read"):
+    if not isinstance(image, np.ndarray | torch.Tensor):
         image = load_image(image, limits=limits)
     pixels_HWC = _pixels(image, settings)
     if settings.normalise.rescale_factor is not None:
@@ -238,7 +237,7 @@ def image_patches(
 def _pixels(image: Any, settings: ImageSettings) -> np.ndarray:
     """A picture as (H, W, C)."""
     if isinstance(image, Image.Image):
-        array = np.array(image.convert("RGB") if settings.do_convert_rgb else image)
+        array = np.array(without_alpha(image) if settings.do_convert_rgb else image)
         if array.ndim != 3 or array.shape[2] != 3:
             raise InputError(f"A picture of mode {image.mode} needs do_convert_rgb=True")
         return array

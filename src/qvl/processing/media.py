@@ -34,11 +34,13 @@ def load_image(source: Any, *, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Im
     binary file object, an array or tensor ((H, W), (H, W, C) or (C, H, W); uint8, uint16, bool or float), or
     a PIL image. Files of any kind come back as RGB, turned by their EXIF orientation, transparency
     composited on white, 16-bit values scaled to 8; of an animation the first frame. A PIL image comes back
-    as it is.
+    as it is, its pixels read.
 
     Raises MediaNotFoundError, MediaFetchError, MediaDecodeError, MediaTooLargeError, InputTypeError.
     """
     if isinstance(source, Image.Image):
+        with _decoding(getattr(source, "filename", "") or "the picture"):
+            source.load()  # Pillow reads a file's pixels only when they are needed
         return source
     if isinstance(source, np.ndarray | torch.Tensor):
         return array_to_pil(source)
@@ -50,10 +52,16 @@ def _read_image(stream: IO[bytes], name: str, limits: MediaLimits) -> Image.Imag
     if not stream.read(1):
         raise MediaDecodeError(f"{name} is empty: expected a picture")
     stream.seek(-1, 1)
-    with _decoding(name), Image.open(stream) as image:
+    with _decoding(name), Image.open(stream, formats=_formats()) as image:
         check_pixels(image.width, image.height, limits.image_pixels, name)
         image.load()
         return to_rgb(upright(image))
+
+
+def _formats() -> list[str]:
+    """What Pillow reads by itself: for EPS it would hand the file, which is a program, to Ghostscript."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 @contextmanager

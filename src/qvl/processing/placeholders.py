@@ -39,6 +39,18 @@ def expanded(texts: Sequence[Any], kind: Modality, token: str, lengths: Sequence
     ]
 
 
+def check_each(texts: Sequence[Any], kind: Modality, token: str, counts: Sequence[int]) -> None:
+    """PlaceholderMismatchError unless text i has ``counts[i]`` tokens: for media that come in one list per
+    text, where equal sums could hide a medium in the wrong text.
+    """
+    for index, (text, count) in enumerate(zip(texts, counts, strict=True)):
+        if (found := _source(text).count(token)) != count:
+            raise PlaceholderMismatchError(
+                f"Text {index} has {found} {token} placeholder(s), but its list holds {count} {kind}(s): "
+                f"give one {kind} for each placeholder, or one flat list for all texts"
+            )
+
+
 def check_kept(rows: Sequence[Sequence[int]], kind: Modality, token_id: int, expected: int) -> None:
     """PlaceholderMismatchError unless all ``expected`` placeholder tokens came through tokenizing."""
     found = sum(list(row).count(token_id) for row in rows)

@@ -19,7 +19,7 @@ from qvl.processing.features import BatchFeature
 from qvl.processing.image import IMAGE_OVERRIDES, Qwen2VLImageProcessor, flat_images
 from qvl.processing.inert import MarkedText
 from qvl.processing.messages import MediaItem, find_media, without_sources
-from qvl.processing.placeholders import check_kept, expanded, token_types
+from qvl.processing.placeholders import check_each, check_kept, expanded, token_types
 from qvl.processing.special_tokens import ROLES
 from qvl.processing.tokenizer import Qwen2TokenizerFast, add_assistant_masks
 from qvl.processing.video import VIDEO_OVERRIDES, Qwen2_5_VLVideoProcessor
@@ -117,7 +117,8 @@ class Qwen2_5_VLProcessor:
 
         ``text``: a prompt or a list of prompts, taken as they are: every ``<|image_pad|>`` and
         ``<|video_pad|>`` stands for one medium. ``images``, ``videos``: one, a list or nested lists, in the
-        order of the placeholders of all prompts; see the media processors for what they may be.
+        order of the placeholders of all prompts; see the media processors for what they may be. One list of
+        images per prompt must fit each prompt.
         Keyword arguments are those of the tokenizer's call (``padding``, ``truncation``, ``max_length``,
         ``padding_side`` ...), of the image processor (``min_pixels``, ``max_pixels`` ...) and of the video
         processor (``fps``, ``num_frames``, ``video_metadata`` ...), flat (where both media have one, both get
@@ -129,7 +130,11 @@ class Qwen2_5_VLProcessor:
         of each video covers). Raises PlaceholderMismatchError where placeholders and media differ in number.
         """
         options = sort_options(kwargs, self._known_options())
-        return self._prepare(_texts(text), images, videos, options)
+        texts = _texts(text)
+        if isinstance(images, list | tuple) and len(images) == len(texts) and all(map(_is_list, images)):
+            counts = [len(flat_images(own)) for own in images]
+            check_each(texts, "image", self.image_token, counts)
+        return self._prepare(texts, images, videos, options)
 
     def _prepare(
         self,
@@ -305,6 +310,10 @@ def _texts(text: Any) -> list[Any]:
     if not isinstance(text, list | tuple):
         raise InputTypeError(f"text must be a prompt or a list of prompts, not {type(text).__name__}")
     return list(text)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _tokens(grids_thw: Any, merge: int) -> list[int]:

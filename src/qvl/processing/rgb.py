@@ -44,6 +44,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def without_alpha(image: Image.Image) -> Image.Image:
+    """``image.convert("RGB")``, as transformers' processor does it: alpha is dropped, whatever it hides."""
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow has no direct way from premultiplied grey to RGB
+    return image.convert("RGB")
+
+
 def on_white(image: Image.Image) -> Image.Image:
     """``image`` (any mode with alpha or a transparent colour) over a white ground, as RGB."""
     if image.mode == "La":

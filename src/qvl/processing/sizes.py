@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from qvl.errors import InputError, MediaError
@@ -21,8 +22,9 @@ def smart_resize(
     product lies within ``min_pixels`` and ``max_pixels``, and the aspect ratio is kept as well as can be.
 
     The rule of the Qwen2-VL release (rounding half to even). Raises MediaError for an aspect ratio above 200
-    and for an empty picture.
+    and for an empty picture, InputError for limits that no picture can keep.
     """
+    _check_limits(min_pixels, max_pixels)
     if min(height, width) < 1:
         raise MediaError(f"A picture must have at least one pixel each way, got {height} x {width}")
     ratio = max(height, width) / min(height, width)
@@ -42,6 +44,14 @@ def smart_resize(
         rounded_height = math.ceil(height * grow / factor) * factor
         rounded_width = math.ceil(width * grow / factor) * factor
     return rounded_height, rounded_width
+
+
+def _check_limits(least: Any, most: Any) -> None:
+    if not (isinstance(least, Real) and isinstance(most, Real) and least >= 0 and most > 0):
+        raise InputError(
+            f"min_pixels and max_pixels must be numbers of pixels, such as 256 * 28 * 28 (256 tokens), "
+            f"max_pixels above 0; got {least!r} and {most!r}"
+        )
 
 
 def target_size(settings: Any, height: int, width: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ No call changes the backend's settings, so one tokenizer can serve many threads.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -42,12 +43,14 @@ class Qwen2TokenizerFast(Vocabulary):
         padding: bool | str = False,
         truncation: bool | str | None = None,
         max_length: int | None = None,
+        stride: int = 0,
         is_split_into_words: bool = False,
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
         return_tensors: str | None = None,
         return_token_type_ids: bool | None = None,
         return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
         return_length: bool = False,
@@ -58,6 +61,8 @@ class Qwen2TokenizerFast(Vocabulary):
         ``text``: a string, a list of strings, or lists of words with ``is_split_into_words``. ``padding``:
         True or "longest", "max_length", False. ``truncation``: True or "longest_first", "only_first",
         "only_second", False. ``max_length`` in tokens. ``offset_mapping`` counts characters.
+        ``return_overflowing_tokens``: what was cut off follows in rows of its own, each beginning with the
+        last ``stride`` tokens of the row before; ``overflow_to_sample_mapping`` says whose they are.
         ``split_special_tokens`` reads special tokens as plain text.
         """
         texts, pairs, batched = _as_batch(text, text_pair, is_split_into_words)
@@ -73,9 +78,13 @@ class Qwen2TokenizerFast(Vocabulary):
         firsts = self._encodings(texts, *split)
         seconds = self._encodings(pairs, *split) if pairs else [None] * len(texts)
         encodings = [
-            self._joined(first, second, add_special_tokens, layout)
+            self._joined(first, second, add_special_tokens, layout, stride)
             for first, second in zip(firsts, seconds, strict=True)
         ]
+        samples = list(range(len(encodings)))
+        if return_overflowing_tokens:
+            samples = [index for index in samples for _ in range(1 + len(encodings[index].overflowing))]
+            encodings = [part for encoding in encodings for part in (encoding, *encoding.overflowing)]
         wanted = {
             "ids": True,
             "type_ids": self._wants("token_type_ids", return_token_type_ids),
@@ -91,13 +100,18 @@ class Qwen2TokenizerFast(Vocabulary):
         rows = layout.pad(rows, self._fillers(layout))
         if return_length:
             rows["length"] = [len(row) for row in rows["input_ids"]]
+        if return_overflowing_tokens:
+            rows["overflow_to_sample_mapping"] = samples
+            batched = True
         if not batched and return_tensors is None:
             return BatchFeature({name: values[0] for name, values in rows.items()})
         return BatchFeature(rows, return_tensors)
 
-    def encode(self, text: Text, text_pair: Text | None = None, **kwargs: Any) -> Any:
+    def encode(
+        self, text: Text, text_pair: Text | None = None, add_special_tokens: bool = True, **kwargs: Any
+    ) -> Any:
         """The token ids alone: a list, or a tensor (1, L) with ``return_tensors``."""
-        return self(text, text_pair, **kwargs)["input_ids"]
+        return self(text, text_pair, add_special_tokens, **kwargs)["input_ids"]
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
         """The tokens as byte-level text."""
@@ -150,16 +164,17 @@ class Qwen2TokenizerFast(Vocabulary):
         return self._blind_backend
 
     def _joined(
-        self, first: Encoding, second: Encoding | None, add_special: bool, layout: Layout
+        self, first: Encoding, second: Encoding | None, add_special: bool, layout: Layout, stride: int
     ) -> Encoding:
         """Both sequences cut to the layout's length and joined as the vocabulary's post-processor does it."""
         if layout.truncation and layout.max_length is not None:
             added = self._backend.num_special_tokens_to_add(second is not None) if add_special else 0
             room = layout.max_length - added
             kept = lengths_kept(len(first), None if second is None else len(second), room, layout.truncation)
-            first.truncate(kept[0], direction=self.truncation_side)
-            if second is not None:
-                second.truncate(kept[1], direction=self.truncation_side)
+            for encoding, length in zip((first, second), kept, strict=True):
+                if encoding is not None and length < len(encoding):
+                    _check_stride(stride, length)
+                    encoding.truncate(length, stride=stride, direction=self.truncation_side)
         return self._backend.post_process(first, second, add_special)
 
     def pad(
@@ -295,13 +310,23 @@ def add_assistant_masks(
 ) -> None:
     """Adds ``assistant_masks`` to lists of rows that have an ``offset_mapping``, which goes unless kept."""
     encoded["assistant_masks"] = [
-        [int(any(first < end and last > start for start, end in spans)) for first, last in offsets]
-        for offsets, spans in zip(
-            encoded["offset_mapping"], (t.assistant_spans() for t in texts), strict=True
-        )
+        _mask(offsets, text.assistant_spans())
+        for offsets, text in zip(encoded["offset_mapping"], texts, strict=True)
     ]
     if not keep_offsets:
         del encoded["offset_mapping"]
+
+
+def _mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """1 for every token, given by [first, last) in the text, that overlaps one of the ascending ``spans``."""
+    ends = [end for _, end in spans]
+    nearest = ((bisect_right(ends, first), last) for first, last in offsets)
+    return [int(place < len(spans) and last > spans[place][0]) for place, last in nearest]
+
+
+def _check_stride(stride: int, length: int) -> None:
+    if not 0 <= stride < max(length, 1):
+        raise InputError(f"stride must be at least 0 and less than the {length} tokens of a row, got {stride}")
 
 
 def _as_batch(text: Any, pair: Any, words: bool) -> tuple[list[Any], list[Any] | None, bool]:

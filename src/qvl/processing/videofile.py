@@ -23,6 +23,7 @@ import numpy as np
 from qvl.errors import InputError, MediaDecodeError, MediaError, MediaTooLargeError
 from qvl.processing.sources import DEFAULT_LIMITS, MediaLimits, describe, opened
 
+STRICT = {"err_detect": "crccheck+explode"}  # decoders hide damage by inventing pixels unless told not to
 SEEK_GAIN = 8  # a seek empties the decoder, so it is worth it only where it skips more frames than this
 
 
@@ -110,7 +111,7 @@ class VideoFile:
             self._seek(start)
         while True:
             frame = self._advance_to(number)
-            if frame is not None:
+            if frame is not None and not frame.is_corrupt:
                 return frame
             if start <= 0:
                 raise MediaDecodeError(f"Frame {number} of {self.name} is missing or broken")
@@ -153,6 +154,7 @@ class VideoFile:
         self._container = self._open_container()
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
+        self._stream.codec_context.options = STRICT
         self._frames = self._decoder()
         self._position = -1
 
@@ -244,6 +246,9 @@ class VideoFile:
         if not container.streams.video:
             container.close()
             raise MediaDecodeError(f"{self.name} has no video stream")
+        if container.streams.video[0].codec_context is None:
+            container.close()
+            raise MediaDecodeError(f"{self.name} is broken, or of a codec that this FFmpeg cannot decode")
         return container
 
     def _refuse_other_files(self, url: str, *_: Any) -> NoReturn:

@@ -7,6 +7,7 @@ goes where is ``load``'s and ``checkpoint``'s.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from qvl.errors import CheckpointCorruptError, CheckpointNotFoundError, InputErr
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PIECE = 64 * 2**20  # bytes copied at a time, at eight for each value
 
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _UNITS = MappingProxyType(
@@ -86,7 +88,7 @@ class Checkpoint:
         """The tensor, on ``device`` and (if it is floating-point) in ``dtype``.
 
         What needs no change is a view of the mapped file: no second copy, and writes stay private. What
-        does is read through a handle of its own, so that the pages it came from are given back at once.
+        does is copied in pieces, so that no more than one piece of the file lies in memory beside the copy.
         """
         path = self.files[name]
         stored = self._open[path].get_slice(name).get_dtype()
@@ -94,9 +96,26 @@ class Checkpoint:
         with _corruption_named(path):
             if same_dtype and torch.device(device).type == "cpu":
                 return self._open[path].get_tensor(name)
-            with safe_open(path, framework="pt") as handle:
-                tensor = handle.get_tensor(name)
-                return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        return self._copied(name, _DTYPES.get(stored) and dtype, device)
+
+    def _copied(self, name: str, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
+        """The tensor piece by piece (runs of rows), each through a handle of its own: closing it gives back
+        the pages of the file that the piece came from."""
+        path, shape = self.files[name], self.shape(name)
+        if not shape or 0 in shape:
+            with _corruption_named(path), safe_open(path, framework="pt") as handle:
+                return handle.get_tensor(name).to(device=device, dtype=dtype)
+        rows = max(1, PIECE // (8 * math.prod(shape[1:])))
+        whole: Tensor | None = None
+        for start in range(0, shape[0], rows):
+            with _corruption_named(path), safe_open(path, framework="pt") as handle:
+                piece = handle.get_slice(name)[start : start + rows]
+                if whole is None:
+                    whole = torch.empty(shape, dtype=dtype or piece.dtype, device=device)
+                whole[start : start + rows] = piece
+                del piece  # it holds the mapping
+        assert whole is not None  # there is at least one row
+        return whole
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -60,6 +60,25 @@ def sdpa_attention(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+def single_query_attention(
+    q_NHD: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], window: int | None = None
+) -> Tensor:
+    """The last token of each of N sequences over all its keys, (G, S, D) of its own length S: (N, H, D).
+
+    What `sdpa_attention` gives for the same sequences packed, without packing, checks or a copy of any key:
+    while decoding, those would cost more than the attention.
+    """
+    G = keys[0].shape[0]
+    if window is not None:
+        keys, values = ([x[:, -window:] for x in xs] for xs in (keys, values))
+    queries = q_NHD.unflatten(1, (G, -1)).unsqueeze(1).unbind(0)  # (1, G, R, D): keys' heads are rows
+    rows = [
+        F.scaled_dot_product_attention(q, k.unsqueeze(0), v.unsqueeze(0))
+        for q, k, v in zip(queries, keys, values, strict=True)
+    ]
+    return (rows[0] if len(rows) == 1 else torch.cat(rows)).flatten(1, 2)
+
+
 def _run(q_NTHD: Tensor, k_NSGD: Tensor, v_NSGD: Tensor, rule: Rule) -> Tensor:
     """Sequences of equal lengths: (N, T, H, D)."""
     T, H, S, G = *q_NTHD.shape[1:3], *k_NSGD.shape[1:3]

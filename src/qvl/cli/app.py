@@ -1,0 +1,62 @@
+"""The commands of ``qvl`` put together, and one run of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+import qvl
+import qvl.cli.ask as ask_command
+import qvl.cli.chat as chat_command
+import qvl.cli.info as info_command
+from qvl.cli.failures import OK, Session
+from qvl.cli.options import DebugOption
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 the model could not be loaded or run, 2 wrong usage or unusable input, "
+    "130 interrupted by Ctrl-C, 141 the reader of stdout went away."
+)
+
+
+def _called_with(arguments: str) -> type[TyperCommand]:
+    """A command whose usage line says ``arguments``; typer's own puts braces around words like these."""
+
+    class Command(TyperCommand):
+        def collect_usage_pieces(self, ctx: Any) -> list[str]:
+            return ["[OPTIONS]", arguments]
+
+    return Command
+
+
+app = typer.Typer(name="qvl", add_completion=True, pretty_exceptions_enable=False, epilog=EXIT_CODES)
+app.command("ask", cls=_called_with("[MEDIA]... QUESTION"))(ask_command.ask)
+app.command("chat", cls=_called_with("[MEDIA]..."))(chat_command.chat)
+app.command("info", cls=_called_with("MODEL [MEDIA]..."))(info_command.info)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"qvl {qvl.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def qvl_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Qwen2.5-VL on your machine: pictures, documents, screens and videos in, text and boxes out."""
+
+
+def run(argv: list[str], session: Session) -> int:
+    """The exit code of a command line that ends well; without words it prints the help. Else raises."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=argv or ["--help"], prog_name="qvl", standalone_mode=False, obj=session)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return code if isinstance(code, int) else OK
