@@ -9,7 +9,7 @@ wrong, what was expected, what to do.
     QvlError
     ├── InputError (ValueError)              what the caller handed over is wrong
     │   ├── MediaError                       a picture, video or document
-    │   │   ├── MediaNotFoundError (FileNotFoundError)
+    │   │   ├── MediaNotFoundError (FileNotFoundError, TypeError)   TypeError: transformers, for a video
     │   │   ├── MediaFetchError (OSError)    a URL that could not be read
     │   │   ├── MediaDecodeError (OSError)   broken, truncated or not the format it claims
     │   │   └── MediaTooLargeError           more pixels, frames or bytes than allowed
@@ -46,7 +46,7 @@ class MediaError(InputError):
     """A picture, video or document cannot be used."""
 
 
-class MediaNotFoundError(MediaError, FileNotFoundError):
+class MediaNotFoundError(MediaError, FileNotFoundError, TypeError):
     """The path names no file."""
 
     __str__ = Exception.__str__

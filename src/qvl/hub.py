@@ -84,6 +84,8 @@ def resolve(
 
 
 def _local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
+    if not os.fspath(name_or_path):  # as a path it would be the working directory
+        raise CheckpointNotFoundError("the name of the checkpoint is empty; give a folder or a repository id")
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return path
@@ -113,6 +115,7 @@ def _snapshot(repository: str, *, revision: str | None, **options: Any) -> Path:
 @contextmanager
 def _plain_errors(repository: str, revision: str | None) -> Iterator[None]:
     """Turn huggingface_hub's errors into one sentence each."""
+    import httpx
     from huggingface_hub import errors
 
     where = f"{repository!r}" + (f" at revision {revision!r}" if revision else "")
@@ -136,5 +139,5 @@ def _plain_errors(repository: str, revision: str | None) -> Iterator[None]:
             f"there is no folder {repository!r}, the cache does not hold {where}, and the hub was not "
             "reached (offline, or no connection); give a local folder or connect once to download it"
         ) from error
-    except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
+    except (errors.HFValidationError, errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise CheckpointNotFoundError(f"{where} could not be read from the hub: {error}") from error

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qvl.errors import InputError, MissingDependencyError, UnknownNameError, UnsupportedError
-from qvl.ops.attention import get_backend, packed_attend, recording_attend, sdpa
+from qvl.ops.attention import get_backend, packed_attend, recording_backend, sdpa
 from qvl.ops.attention.flash import flash_attention
 
 
@@ -165,7 +165,7 @@ def test_weights_are_recorded():
     store = []
     lengths = [3, 5]
     q, k, v = tensors(lengths, lengths, 4, 2)
-    out = recording_attend(lengths, store, causal=True, window=2)(q, k, v)
+    out = packed_attend(recording_backend(store), lengths, causal=True, window=2)(q, k, v)
     assert [tuple(weights.shape) for weights in store] == [(4, 3, 3), (4, 5, 5)]
     torch.testing.assert_close(store[1].sum(-1), torch.ones(4, 5))
     assert (store[1] > 0).sum() == 4 * (1 + 2 * 4)

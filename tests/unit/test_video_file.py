@@ -245,9 +245,8 @@ def test_damage_inside_frames_is_not_painted_over(tmp_path, kind):
     with av.open(str(path)) as container:
         packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     data = bytearray(path.read_bytes())
-    position, size = packets[12]  # the second keyframe or close to it
-    start = position + size // 2
-    data[start : start + size // 3] = bytes(byte ^ 0xA5 for byte in data[start : start + size // 3])
+    position, size = packets[12]
+    data[position + int(size * 0.7)] ^= 0xA5  # one byte: no decoder gives up over that by itself
     with pytest.raises(MediaDecodeError), open_video(bytes(data)) as video:
         list(video.frames(range(video.total_frames)))
 

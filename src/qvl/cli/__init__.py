@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from qvl.cli.failures import BROKEN_PIPE, FAILED, INTERRUPTED, OK, USAGE, Session, report
+from qvl.cli.failures import BROKEN_PIPE, FAILED, INTERRUPTED, OK, USAGE, Session, report_error
 from qvl.cli.streams import prepare
 
 __all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "OK", "USAGE", "main"]
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        return report(error, session)
+        return report_error(error, session)
 
 
 def _after_broken_pipe() -> int:

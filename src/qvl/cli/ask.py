@@ -114,4 +114,3 @@ def _check_question(question: str) -> None:
         )
     if not question.strip():
         raise InputError("the question is empty")
-

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,13 +22,14 @@ from qvl.cli.common import (
     Answer,
     Assistant,
     Loading,
+    check_text,
     generate,
     generation_settings,
     load_assistant,
     load_processor,
-    say,
     tokenized,
 )
+from qvl.cli.failures import explained, ran_out_of_memory
 from qvl.cli.options import (
     Attention,
     AttentionOption,
@@ -42,6 +46,7 @@ from qvl.cli.options import (
     SystemOption,
     TemperatureOption,
 )
+from qvl.cli.streams import say, write
 from qvl.errors import QvlError
 
 if TYPE_CHECKING:
@@ -54,6 +59,8 @@ HELP = """\
 /help         this list
 /quit         leave (so does Ctrl-D)
 Ctrl-C stops an answer; the conversation goes on."""
+
+COMMAND = re.compile(r"/[a-z]+")
 
 FirstMedia = Annotated[
     list[str] | None,
@@ -81,6 +88,7 @@ def chat(
     """Talk with the model; /image PATH and /video PATH bring in new media, /help lists the rest."""
     from qvl.cli.media import open_media
 
+    check_text("--system", system or "")
     settings = generation_settings(max_new_tokens, temperature, seed)
     first = open_media(media or [])
     loading = Loading(model, dtype.value, device, attention.value, min_pixels, max_pixels)
@@ -98,6 +106,8 @@ def chat(
 def _obey(line: str, conversation: Conversation) -> bool:
     """Does what one line says; False to leave. An error is told and the conversation goes on."""
     command, _, rest = line.partition(" ")
+    if not COMMAND.fullmatch(command):  # "/usr/bin is what?" is a question
+        command = ""
     try:
         if command == "/quit":
             return False
@@ -108,12 +118,14 @@ def _obey(line: str, conversation: Conversation) -> bool:
             say("Everything said so far is forgotten.")
         elif command in ("/image", "/video"):
             _bring(command.removeprefix("/"), rest.strip(), conversation)
-        elif command.startswith("/"):
+        elif command:
             say(f"qvl: there is no command {command}; /help lists them")
         else:
             _answer(line, conversation)
-    except QvlError as error:
-        say(f"qvl: {' '.join(str(error).split())}")
+    except Exception as error:
+        if not isinstance(error, QvlError) and not ran_out_of_memory(error):
+            raise
+        say(f"qvl: {' '.join(explained(error)[0].split())}")
     return True
 
 
@@ -123,21 +135,33 @@ def _bring(kind: str, source: str, conversation: Conversation) -> None:
     if not source:
         say(f"qvl: /{kind} needs a path or URL")
         return
-    media = open_media([source])
+    media = open_media([_as_typed(source)])
     conversation.bring(media)
     for medium in media:
         say(f"{medium.source}: {medium.kind}, goes with your next question")
 
 
-def _answer(question: str, conversation: Conversation) -> None:
-    def show(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
+def _as_typed(source: str) -> str:
+    """What a shell would make of ``source``: terminals quote the paths of files dropped into them."""
+    if os.path.exists(source) or os.name == "nt":
+        return source
     try:
-        stopped = conversation.ask(question, show).finish_reason == STOPPED_BY_USER
-    except KeyboardInterrupt:  # a second Ctrl-C, while the prompt is still being read
+        words = shlex.split(source)
+    except ValueError:  # a quotation mark without its partner
+        return source
+    return os.path.expanduser(words[0] if len(words) == 1 else source)
+
+
+def _answer(question: str, conversation: Conversation) -> None:
+    waiting = conversation.waiting
+    try:
+        stopped = conversation.ask(question, write).finish_reason == STOPPED_BY_USER
+    except KeyboardInterrupt:  # while the prompt is still being read, or a second one
         stopped = True
+    except Exception:
+        if waiting:
+            say("qvl: the media of this question are put away; bring them again to ask about them")
+        raise
     print(flush=True)
     if stopped:
         say("(stopped)")
@@ -147,11 +171,12 @@ def _lines() -> Iterator[str]:
     """Lines that say something, until the input ends. Ctrl-C while typing only discards the line."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
-        import readline  # noqa: F401  # input() gets line editing and history by its import
+        _edit_lines()
     while True:
         try:
             line = input("> ") if interactive else sys.stdin.readline()
         except EOFError:
+            print(flush=True)  # the shell's prompt begins a line of its own
             return
         except KeyboardInterrupt:
             if not interactive:
@@ -162,6 +187,15 @@ def _lines() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
+
+
+def _edit_lines() -> None:
+    """Gives input() line editing and history; several lines pasted at once are then one question."""
+    try:
+        import readline
+    except ImportError:  # Windows: its console edits lines itself
+        return
+    readline.parse_and_bind("set enable-bracketed-paste on")
 
 
 @dataclass
@@ -182,15 +216,31 @@ class Conversation:
 
     def reset(self) -> None:
         """Forgets everything but the system prompt."""
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        self.messages = [{"role": "system", "content": self.system}] if self.system is not None else []
         self._waiting, self._cache, self._cached_ids = [], None, []
+
+    @property
+    def waiting(self) -> bool:
+        """Whether media wait for the next question."""
+        return bool(self._waiting)
 
     def bring(self, media: list[MediaFile]) -> None:
         """These media go before the next question."""
         self._waiting += [medium.entry for medium in media]
 
     def ask(self, question: str, show: Callable[[str], None]) -> Answer:
-        """One turn. Of a turn that fails nothing is kept; the next one starts from what was said before."""
+        """One turn. Of a turn that fails nothing is kept; the next one starts from what was said before.
+
+        Media that waited go with it, or every later question would fail as this one. Interrupted while the
+        prompt is being read, it raises KeyboardInterrupt and they wait on.
+        """
+        try:
+            return self._ask(question, show)
+        except Exception:
+            self._waiting = []
+            raise
+
+    def _ask(self, question: str, show: Callable[[str], None]) -> Answer:
         content = [*self._waiting, {"type": "text", "text": question}]
         messages = [*self.messages, {"role": "user", "content": content}]
         inputs = tokenized(self.assistant.processor, messages, self.fps)
@@ -227,20 +277,23 @@ class Conversation:
 
 @contextmanager
 def _stop_on_interrupt() -> Iterator[Any]:
-    """The first Ctrl-C ends the answer after the token at work, the second one as usual."""
+    """Ctrl-C ends the answer after the token at work; before the first token, or a second time, as usual."""
     from qvl.generation.stopping import StoppingCriteria
 
     class Stopped(StoppingCriteria):
-        wanted = False
+        wanted = begun = False
 
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> bool:
+            self.begun = True
             return self.wanted
 
     stopped = Stopped()
 
     def stop(number: int, frame: Any) -> None:
-        stopped.wanted = True
         signal.signal(signal.SIGINT, before)
+        if not stopped.begun:
+            raise KeyboardInterrupt
+        stopped.wanted = True
 
     before = signal.signal(signal.SIGINT, stop)
     try:

@@ -16,7 +16,7 @@ from qvl.errors import InputError
 
 if TYPE_CHECKING:
     from qvl.generation.config import GenerationConfig
-    from qvl.modeling.vlm import Qwen2_5_VLForConditionalGeneration
+    from qvl.modeling import Qwen2_5_VLForConditionalGeneration
     from qvl.processing.features import BatchFeature
     from qvl.processing.processor import Qwen2_5_VLProcessor
 
@@ -87,7 +87,7 @@ def load_processor(loading: Loading) -> Qwen2_5_VLProcessor:
         lower = "--min-pixels" if loading.min_pixels else "the checkpoint's least size of"
         upper = "--max-pixels" if loading.max_pixels else "the checkpoint's largest size of"
         raise InputError(
-            f"{lower} {least} is more than {upper} {most}; give --min-pixels and --max-pixels that go together"
+            f"{lower} {least} is more than {upper} {most}; give --min-pixels and --max-pixels that fit"
         )
     return processor
 

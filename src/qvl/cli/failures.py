@@ -24,7 +24,7 @@ class Session:
     debug: bool = False
 
 
-def report(error: Exception, session: Session) -> int:
+def report_error(error: Exception, session: Session) -> int:
     """One line on stderr and the exit code; with --debug the traceback first."""
     if session.debug:
         logging.getLogger("qvl").error("traceback, because of --debug:", exc_info=error)

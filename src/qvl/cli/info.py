@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qvl.cli.options import DebugOption, FpsOption, MaxPixelsOption, MinPixelsOption
-from qvl.cli.streams import write_json
+from qvl.cli.streams import harmless, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -98,7 +98,7 @@ def count_parameters(config: Qwen2_5_VLConfig) -> dict[str, int]:
     import torch
     from torch import nn
 
-    from qvl.modeling.vlm import Qwen2_5_VLForConditionalGeneration
+    from qvl.modeling import Qwen2_5_VLForConditionalGeneration
 
     with torch.device("meta"):
         network = Qwen2_5_VLForConditionalGeneration(config)
@@ -149,7 +149,7 @@ def _print_tables(model: str, facts: dict[str, Any], costs: list[dict[str, Any]]
 def _model_table(model: str, facts: dict[str, Any]) -> Table:
     from rich.table import Table
 
-    table = Table("", "", title=model, show_header=False, title_justify="left")
+    table = Table("", "", title=harmless(model), show_header=False, title_justify="left")
     for name, value in _rows(facts):
         table.add_row(name, value)
     return table
@@ -168,7 +168,7 @@ def _media_table(costs: list[dict[str, Any]]) -> Table:
         if row["kind"] == "video":
             resized += f", {row['frames']} frames at {row['sampled_fps']:.3g} fps"
         grid = " x ".join(map(str, row["grid"]))
-        name = row["source"].rstrip("/").rpartition("/")[2]
+        name = harmless(row["source"].rstrip("/").rpartition("/")[2])
         table.add_row(name, row["kind"], size, resized, grid, f"{row['tokens']:,}")
     return table
 

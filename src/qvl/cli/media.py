@@ -13,10 +13,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from qvl.errors import InputError, MediaDecodeError
+from qvl.errors import InputError, MediaDecodeError, MediaError
 from qvl.processing.image import smart_resize
 from qvl.processing.media import load_image, load_pdf_pages, open_video
-from qvl.processing.sources import is_url, opened
+from qvl.processing.sources import describe, is_url, opened
 from qvl.types import Grid
 
 STDIN = "-"
@@ -74,6 +74,15 @@ def _all_of_stdin() -> bytes:
 
 
 def _recognized(name: str, content: str | bytes) -> list[MediaFile]:
+    try:
+        return _looked_at(name, content)
+    except MediaError as error:
+        if isinstance(content, str):
+            raise
+        raise type(error)(f"{name}: {error}") from error  # bytes have no name of their own
+
+
+def _looked_at(name: str, content: str | bytes) -> list[MediaFile]:
     with opened(content) as stream:
         if PDF_MARK in stream.read(PDF_MARK_WITHIN):
             pages = load_pdf_pages(content)
@@ -100,13 +109,16 @@ def _picture(name: str, image: Image.Image) -> MediaFile:
 
 
 def _video(name: str, content: str | bytes) -> MediaFile:
+    import av
+
     try:
         with open_video(content) as video:
             return MediaFile(name, "video", content, video.width, video.height, video.duration, video.fps)
     except MediaDecodeError as error:
-        raise MediaDecodeError(
-            f"{name} is neither a picture, a video nor a PDF that can be read: {error}"
-        ) from error
+        if not isinstance(error.__cause__, av.InvalidDataError):
+            raise
+        kinds = "neither a picture, a video nor a PDF that can be read"
+        raise MediaDecodeError(f"{describe(content)} is {kinds}") from error
 
 
 def described(medium: MediaFile, grid: Grid, processor: Any) -> dict[str, Any]:

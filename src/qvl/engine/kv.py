@@ -210,9 +210,7 @@ def _decoded(
     """Attention of a step in which every sequence brings one token."""
     for kv in kvs:
         kv.check(k_NGD)
-    pairs = [
-        kv.append(layer, k, v) for kv, k, v in zip(kvs, k_NGD.unbind(0), v_NGD.unbind(0), strict=True)
-    ]
+    pairs = [kv.append(layer, k, v) for kv, k, v in zip(kvs, k_NGD.unbind(0), v_NGD.unbind(0), strict=True)]
     return single_query_attention(q_NHD, *zip(*pairs, strict=True), window)
 
 

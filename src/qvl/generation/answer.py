@@ -94,6 +94,6 @@ def _ends(kv: SequenceKV, prompt: Prompt, known_T: Tensor) -> Tensor:
     ``known_T``: of the tokens that an earlier call left in the cache, whose positions a prompt leaves out.
     """
     prompt_T = prompt.positions_3T[:, len(known_T) :].amax(0).cummax(0).values + 1
-    count = len(prompt.token_ids)
+    count = prompt.positions_3T.shape[1]
     new_T = torch.arange(count, kv.length) + prompt.rope_delta + 1
     return torch.cat([known_T, prompt_T, new_T])

@@ -10,7 +10,8 @@ Legend: B prompts, L columns handed in, R rows of the answer, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from qvl.generation.config import GenerationConfig
 from qvl.generation.inputs import ModelInputs, check_inputs, real_cells
 from qvl.generation.processors import AllowedTokens, LogitsProcessorList, replaced_settings
 from qvl.generation.prompts import CachedRow, build_prompts
-from qvl.generation.rows import Callbacks, OutputRow
+from qvl.generation.rows import Callbacks, OutputRow, callables
 from qvl.generation.run import Request, Run, Stream
 from qvl.generation.settings import Settings, check_arguments, decide, merge, sampling_params
 from qvl.generation.stopping import MaxTimeCriteria, StoppingCriteriaList, StopStringCriteria, merged
@@ -96,9 +97,14 @@ class GenerationMixin(nn.Module):
         logits_processor: list[Any] | None = None,
         stopping_criteria: list[Any] | None = None,
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
+        synced_gpus: bool | None = None,
+        assistant_model: Any = None,
         streamer: Any = None,
-        *,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         use_model_defaults: bool | None = None,
+        custom_generate: Any = None,
+        *,
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
@@ -108,7 +114,8 @@ class GenerationMixin(nn.Module):
         processor makes them (see `qvl.generation.inputs.ModelInputs`), ``past_key_values`` of an earlier
         call, and any setting of a `GenerationConfig`, which then wins over ``generation_config`` and over
         the model's own. ``tokenizer`` is needed for ``stop_strings``. ``streamer`` gets the prompt and each
-        token as it comes.
+        token as it comes. ``synced_gpus``, ``assistant_model``, the negative prompt and ``custom_generate``
+        stand where transformers has them, and are refused.
 
         Logits processors and stopping criteria are called row by row: ids (1, length), the row as handed in
         (padding included) and the new tokens; scores (1, V). They act after the built-in penalties and
@@ -119,22 +126,29 @@ class GenerationMixin(nn.Module):
         an output object, see `qvl.generation.answer` for the scores of rows that end early.
 
         Raises GenerationError for settings that make no sense, UnsupportedError for methods that qvl lacks,
-        InputError and its kin for inputs that do not fit.
+        InputError and its kin for inputs that do not fit. Whatever is raised, from a callback too, a cache
+        handed in then holds what it held before.
         """
+        elsewhere = {
+            "synced_gpus": synced_gpus,
+            "assistant_model": assistant_model,
+            "negative_prompt_ids": negative_prompt_ids,
+            "negative_prompt_attention_mask": negative_prompt_attention_mask,
+            "custom_generate": custom_generate,
+        }
         try:
             call = prepare(
                 self,
                 inputs,
-                merge(self.generation_config, generation_config, kwargs, use_model_defaults),
-                list(logits_processor or ()),
-                list(stopping_criteria or ()),
+                merge(self.generation_config, generation_config, kwargs | elsewhere, use_model_defaults),
+                callables("logits_processor", logits_processor),
+                callables("stopping_criteria", stopping_criteria),
                 prefix_allowed_tokens_fn,
                 tokenizer,
             )
-            run = start(self, call, streamer)
-            if call.settings.beams > 1:
-                return _search(call, run)
-            return _decode(call, run)
+            with restored_on_error(call.cache):
+                run = start(self, call, streamer)
+                return _search(call, run) if call.settings.beams > 1 else _decode(call, run)
         except BaseException as error:
             fail = getattr(streamer, "fail", None)
             if fail is not None:  # someone may be waiting for text in another thread
@@ -214,6 +228,18 @@ def own_criteria(config: GenerationConfig, tokenizer: Any) -> list[Any]:
     return criteria
 
 
+@contextmanager
+def restored_on_error(cache: Any) -> Iterator[None]:
+    """If anything raises, the rows of ``cache`` are cut to the tokens that they hold now."""
+    lengths = [] if cache is None else [(row, row.length) for row in cache.rows]
+    try:
+        yield
+    except BaseException:
+        for row, length in lengths:
+            row.truncate(length)
+        raise
+
+
 def open_cache(model: GenerationMixin, given: Any, settings: Settings, inputs: ModelInputs) -> Any:
     """The cache that the call continues or fills; None if nobody will see one."""
     config = settings.config
@@ -251,6 +277,10 @@ def start(model: GenerationMixin, call: Call, streamer: Any) -> Run:
     if streamer is not None and beams:
         raise GenerationError(
             "A streamer cannot follow a beam search, whose best answer is known at the end only."
+        )
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise InputTypeError(
+            f"streamer needs the methods put and end, which {type(streamer).__name__} lacks."
         )
     requests = []
     for b, prompt in enumerate(call.prompts):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,20 @@ from qvl.generation.processors import AllowedTokens, LogitsProcessorList, Prefix
 from qvl.generation.stopping import StoppingCriteriaList
 
 SMALLEST_ROOM = 64  # new tokens that a row's buffer holds before it doubles
+
+
+def callables(name: str, given: Any) -> list[Any]:
+    """What the caller gave as ``logits_processor`` or ``stopping_criteria``.
+
+    Raises InputTypeError for anything but a list of callables.
+    """
+    if given is None:
+        return []
+    if not isinstance(given, (list, tuple)) or not all(callable(one) for one in given):
+        raise InputTypeError(
+            f"{name} must be a list of callables, not {given!r:.80}; put a single one into []."
+        )
+    return list(given)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qvl.errors import GenerationError, UnsupportedError
+from qvl.errors import GenerationError, InputTypeError, UnsupportedError
 from qvl.generation.config import GenerationConfig
 from qvl.generation.processors import biases, id_tuple
 from qvl.generation.validation import check_supported, unsupported_settings, without_effect
@@ -27,8 +27,11 @@ UNSUPPORTED_ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "assistant_tokenizer": (),
     "cache_position": (),
     "custom_generate": (),
+    "labels": (),
+    "logits_to_keep": (),
     "negative_prompt_attention_mask": (),
     "negative_prompt_ids": (),
+    "return_dict": (True,),
     "synced_gpus": (False,),
     "trust_remote_code": (False,),
 }
@@ -63,6 +66,11 @@ def merge(
 
     Raises GenerationError for values that make no sense and UnsupportedError for methods that qvl lacks.
     """
+    if given is not None and not isinstance(given, GenerationConfig):
+        raise InputTypeError(
+            f"generation_config must be a qvl.GenerationConfig, not {type(given).__name__}; "
+            "GenerationConfig.from_dict makes one of a dictionary."
+        )
     config = _with_model_defaults(model_defaults, given, use_model_defaults)
     settings, rest = _split(arguments)
     for name, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
@@ -137,10 +145,17 @@ def decide(
     ``own_criteria``: whether the caller brings stopping criteria.
     """
     eos_ids = config.eos_token_ids
+    most, least = _max_new_tokens(config, columns, limit), _min_new_tokens(config, columns)
+    if least > most:
+        warnings.warn(
+            f"At least {least} new tokens are asked for, but at most {most}: the answer ends after {most}.",
+            UserWarning,
+            stacklevel=4,
+        )
     return Settings(
         config=config,
-        max_new_tokens=_max_new_tokens(config, columns, limit),
-        min_new_tokens=_min_new_tokens(config, columns),
+        max_new_tokens=most,
+        min_new_tokens=least,
         eos_ids=eos_ids,
         pad_id=_pad_id(config, eos_ids, rows, own_criteria),
     )

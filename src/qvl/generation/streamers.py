@@ -114,6 +114,8 @@ class TextIteratorStreamer(TextStreamer):
 
     def fail(self, error: BaseException) -> None:
         """Called by ``generate()`` when it ends with an error."""
+        self._new_line()
+        self._prompt_is_next = True
         self.text_queue.put(error)
 
     def __iter__(self) -> TextIteratorStreamer:

@@ -30,6 +30,17 @@ CALL_ARGUMENTS = (
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS_ONLY = ("early_stopping", "length_penalty")
 
+_SWITCHES = (
+    "do_sample",
+    "use_cache",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+)
 _NGRAMS = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
 _REPETITION = ("repetition_penalty", "encoder_repetition_penalty")
 
@@ -69,10 +80,13 @@ def _rules() -> Iterator[Rule]:
         "an integer of at least 1",
     )
     yield Rule(
-        ("max_length", "min_length", "min_new_tokens", "top_k", "seed", *_NGRAMS),
+        ("max_length", "min_length", "min_new_tokens", "top_k", *_NGRAMS),
         _integer_from(0),
         "an integer of at least 0",
     )
+    # Rows count on from the seed, and torch takes 64 bits.
+    yield Rule(("seed",), lambda v: _integer_from(0)(v) and v < 2**63, "an integer from 0 to 2**63 - 1")
+    yield Rule(_SWITCHES, lambda v: v in (True, False), "True or False")
     yield Rule(("max_time", *_REPETITION), lambda v: _real(v) and v > 0, "a number above 0")
     yield Rule(("temperature",), lambda v: _real(v) and v >= 0, "a number of at least 0")
     yield Rule(("length_penalty",), _real, "a number")
@@ -86,6 +100,12 @@ def _rules() -> Iterator[Rule]:
     yield Rule(("bad_words_ids",), _lists_of_ids, "a list of non-empty lists of token ids")
     yield Rule(("suppress_tokens", "begin_suppress_tokens"), _ids, "a list of token ids")
     yield Rule(("pad_token_id", "forced_bos_token_id"), _integer_from(-1), "a token id")
+    yield Rule(
+        ("eos_token_id", "bos_token_id", "forced_eos_token_id"),
+        _one_or_more_ids,
+        "a token id or a list of them",
+    )
+    yield Rule(("exponential_decay_length_penalty",), _start_and_factor, "a pair (start, factor)")
 
 
 def _check_pairs(config: GenerationConfig) -> None:
@@ -143,6 +163,8 @@ def unsupported_settings() -> dict[str, tuple[Any, ...]]:
         "cache_config": (),
         "compile_config": (),
         "constraints": (),
+        "decoder_start_token_id": (),
+        "disable_compile": (True, False),  # nothing is ever compiled
         "diversity_penalty": (0.0,),
         "dola_layers": (),
         "force_words_ids": (),
@@ -196,6 +218,21 @@ def _ids(value: Any) -> bool:
         all(_integer_from(0)(i) for i in value)
         if isinstance(value, (list, tuple))
         else hasattr(value, "tolist")
+    )
+
+
+def _one_or_more_ids(value: Any) -> bool:
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    return hasattr(value, "tolist") or all(_integer_from(-1)(i) for i in listed)
+
+
+def _start_and_factor(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and _integer_from(0)(value[0])
+        and _real(value[1])
+        and value[1] > 0
     )
 
 

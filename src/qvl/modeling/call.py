@@ -47,7 +47,8 @@ class ForwardCall:
         unread = [k for k, v in self.extras.items() if v is not None and k not in (SEQUENCES, *IMPLIED)]
         if unread:
             raise InputTypeError(f"forward does not know the arguments {', '.join(sorted(unread))}")
-        batch, columns = self._shape(decoder)
+        self._check_width(decoder)
+        batch, columns = self.batch, self.columns
         sequences = packed_sequences(
             self.position_ids if self.attention_mask is None else None,
             self.extras.get(SEQUENCES),
@@ -72,34 +73,37 @@ class ForwardCall:
             config.output_hidden_states if states is None else states,
         )
 
-    def _shape(self, decoder: TextDecoder) -> tuple[int, int]:
+    def __post_init__(self) -> None:
         ids, embeds = self.input_ids, self.inputs_embeds
-        for name, value, sizes in (
-            ("input_ids", ids, "(batch, length)"),
-            ("inputs_embeds", embeds, "(batch, length, width)"),
-        ):
-            if value is None:
-                continue
-            if not isinstance(value, torch.Tensor):
-                raise InputTypeError(f"{name} must be a tensor, not {type(value).__name__}")
-            if value.ndim != sizes.count(",") + 1 or 0 in value.shape:
-                raise InputError(
-                    f"{name} has shape {tuple(value.shape)}; expected {sizes} with at least one token"
-                )
+        if ids is None and embeds is None:
+            raise InputError("give input_ids or inputs_embeds")
+        _check_tensor("input_ids", ids, "(batch, length)")
+        _check_tensor("inputs_embeds", embeds, "(batch, length, width)")
         if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool):
             raise InputTypeError(f"input_ids must hold integers, not {ids.dtype}")
         if ids is not None and embeds is not None and ids.shape != embeds.shape[:2]:
             raise InputError(
                 f"input_ids {tuple(ids.shape)} and inputs_embeds {tuple(embeds.shape)} are of different calls"
             )
-        if embeds is not None and embeds.shape[2] != decoder.config.hidden_size:
-            raise InputError(
-                f"inputs_embeds are {embeds.shape[2]} wide; the model is {decoder.config.hidden_size} wide"
-            )
-        cells = embeds if ids is None else ids
-        if cells is None:
-            raise InputError("give input_ids or inputs_embeds")
-        return int(cells.shape[0]), int(cells.shape[1])
+
+    @property
+    def batch(self) -> int:
+        return self._cells.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self._cells.shape[1]
+
+    @property
+    def _cells(self) -> torch.Tensor:
+        cells = self.inputs_embeds if self.input_ids is None else self.input_ids
+        assert cells is not None  # checked at the start
+        return cells
+
+    def _check_width(self, decoder: TextDecoder) -> None:
+        embeds, width = self.inputs_embeds, decoder.config.hidden_size
+        if embeds is not None and embeds.shape[2] != width:
+            raise InputError(f"inputs_embeds are {embeds.shape[2]} wide; the model is {width} wide")
 
     def _cache(self, decoder: TextDecoder, batch: int, *, packed: bool) -> Cache | None:
         """The cache that the call reads and fills, or None.
@@ -114,7 +118,9 @@ class ForwardCall:
             if not (chosen if self.use_cache is None else self.use_cache):
                 return None
             if recomputes:  # the second run of a layer would write its keys again, behind the first ones
-                warnings.warn("gradient checkpointing keeps no cache: use_cache=True is ignored", stacklevel=4)
+                warnings.warn(
+                    "gradient checkpointing keeps no cache: use_cache=True is ignored", stacklevel=4
+                )
                 return None
             given = DynamicCache()
         if not isinstance(given, Cache):
@@ -160,7 +166,7 @@ class OpenCall:
     def starts(self, rope_deltas: torch.Tensor | None = None) -> Sequence[int]:
         """The rotary position at which every row's new tokens begin.
 
-        ``rope_deltas`` replaces what the cache knows of the tokens before; without such tokens it says nothing.
+        ``rope_deltas`` replaces what the cache knows of the tokens before; without any it says nothing.
         """
         if rope_deltas is not None and rope_deltas.numel() != self.packing.batch:
             raise InputError(
@@ -197,3 +203,12 @@ def _rewind(cache: Cache, start: int) -> None:
             f"cache_position begins at cell {start} but past_key_values holds {cache.get_seq_length()} cells"
         )
     cache.crop(start)
+
+
+def _check_tensor(name: str, value: Any, shape: str) -> None:
+    if value is None:
+        return
+    if not isinstance(value, torch.Tensor):
+        raise InputTypeError(f"{name} must be a tensor, not {type(value).__name__}")
+    if value.ndim != shape.count(",") + 1 or 0 in value.shape:
+        raise InputError(f"{name} has shape {tuple(value.shape)}; expected {shape} with at least one token")

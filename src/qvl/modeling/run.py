@@ -18,7 +18,7 @@ from qvl.modeling.call import OpenCall
 from qvl.modeling.packing import Packing
 from qvl.network.finite import require_finite
 from qvl.network.text import TextDecoder
-from qvl.ops.attention import Attend, get_backend, packed_attend, recording_backend
+from qvl.ops.attention import Attend, Backend, get_backend, packed_attend, recording_backend
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,26 +116,24 @@ def _deltas(ends: Sequence[torch.Tensor], call: OpenCall) -> torch.Tensor:
     return (torch.tensor(following) - torch.tensor(counts)).unsqueeze(1)
 
 
-def _attends(
-    decoder: TextDecoder, call: OpenCall, recorded: list[list[torch.Tensor]] | None
-) -> list[Attend]:
+def _attends(decoder: TextDecoder, call: OpenCall, recorded: list[list[torch.Tensor]] | None) -> list[Attend]:
     """One attend per layer: with or without a cache, with or without keeping the weights."""
-    if recorded is None and call.cache is None:
-        return decoder.packed_attends(_lengths(call))
-    stores: list[list[torch.Tensor] | None] = [None] * len(decoder.windows)
     if recorded is not None:
         recorded.extend([] for _ in decoder.windows)
-        stores = list(recorded)
-    return [_attend(decoder, layer, call, store) for layer, store in enumerate(stores)]
+        return [
+            _layer_attends(decoder, call, recording_backend(store))[layer]
+            for layer, store in enumerate(recorded)
+        ]
+    return _layer_attends(decoder, call, get_backend(decoder.attention_backend))
 
 
-def _attend(
-    decoder: TextDecoder, layer: int, call: OpenCall, store: list[torch.Tensor] | None
-) -> Attend:
-    dropout = decoder.config.attention_dropout if decoder.training else 0.0
-    backend = get_backend(decoder.attention_backend) if store is None else recording_backend(store)
+def _layer_attends(decoder: TextDecoder, call: OpenCall, backend: Backend) -> list[Attend]:
+    dropout, lengths = decoder.dropout, _lengths(call)
     if call.cache is None:
-        window = decoder.windows[layer]
-        return packed_attend(backend, _lengths(call), causal=True, window=window, dropout=dropout)
+        return [
+            packed_attend(backend, lengths, causal=True, window=window, dropout=dropout)
+            for window in decoder.windows
+        ]
     rows = [row for row, length in zip(call.cache.rows, call.packing.lengths, strict=True) if length]
-    return cached_attends(partial(backend, dropout=dropout), rows, _lengths(call), decoder.windows)[layer]
+    backend = partial(backend, dropout=dropout) if dropout else backend
+    return cached_attends(backend, rows, lengths, decoder.windows)

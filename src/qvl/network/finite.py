@@ -14,7 +14,7 @@ LISTED = 3  # names in a message
 
 
 def require_finite(x: Tensor, source: nn.Module, name: str) -> None:
-    """Raises NonFiniteError unless all of ``x``, the output of ``source``, is finite. ``name``: of the source."""
+    """Raises NonFiniteError unless ``x``, the output of ``source``, is finite. ``name``: of the source."""
     if not bool(torch.isfinite(x).all()):
         raise NonFiniteError(f"The {name} gave NaN or infinite values in {x.dtype}; {_cause(source)}.")
 

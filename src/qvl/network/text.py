@@ -48,6 +48,11 @@ class TextDecoder(nn.Module):
         size = self.config.sliding_window
         return [size if kind == "sliding_attention" else None for kind in self.config.layer_types]
 
+    @property
+    def dropout(self) -> float:
+        """Of attention weights; none while evaluating."""
+        return self.config.attention_dropout if self.training else 0.0
+
     def init_weights(self) -> None:
         """Random weights for training from nothing, as the config's ``initializer_range`` says."""
         initialise(self, self.config.initializer_range)
@@ -55,8 +60,9 @@ class TextDecoder(nn.Module):
     def packed_attends(self, lengths: Sequence[int], backend_name: str | None = None) -> list[Attend]:
         """One ``attend`` per layer for whole sequences that lie end to end, nothing cached."""
         backend = get_backend(backend_name or self.attention_backend)
-        dropout = self.config.attention_dropout if self.training else 0.0
-        return [packed_attend(backend, lengths, causal=True, window=w, dropout=dropout) for w in self.windows]
+        return [
+            packed_attend(backend, lengths, causal=True, window=w, dropout=self.dropout) for w in self.windows
+        ]
 
     def packed(
         self,

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from qvl.errors import NonFiniteError, PlaceholderMismatchError
+from qvl.errors import PlaceholderMismatchError
+from qvl.network.finite import require_finite
 from qvl.network.layers import initialise
 from qvl.network.text import TextDecoder
 from qvl.network.vision import VisionTower
@@ -45,14 +45,10 @@ class VisionLanguageModel(nn.Module):
     def encode(self, patches_PC: Tensor, grids: Tensor | Iterable[Grid] | Iterable[Sequence[int]]) -> Tensor:
         """Embeddings (N, D) of pictures or videos, checked to be finite.
 
-        Raises NonFiniteError: overflow in half precision or broken weights would surface as nonsense text.
+        Raises NonFiniteError, naming the weights that are not.
         """
         embeds_ND = self.visual(patches_PC, grids)
-        if not bool(torch.isfinite(embeds_ND).all()):
-            raise NonFiniteError(
-                f"The vision tower gave NaN or infinite values in {embeds_ND.dtype}; "
-                "load the model in bfloat16 or float32, and check that its weights are finite."
-            )
+        require_finite(embeds_ND, self.visual, "vision tower")
         return embeds_ND
 
     def embed(

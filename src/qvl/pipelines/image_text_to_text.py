@@ -21,7 +21,7 @@ from qvl.pipelines.device import pick_device
 from qvl.pipelines.requests import Chat, Messages, Plain, Request, loaded, requests_of
 
 if TYPE_CHECKING:
-    from qvl.modeling.vlm import Qwen2_5_VLForConditionalGeneration
+    from qvl.modeling import Qwen2_5_VLForConditionalGeneration
     from qvl.processing.processor import Qwen2_5_VLProcessor
 
 TASK = "image-text-to-text"

@@ -18,7 +18,7 @@ from qvl.processing.image import Qwen2VLImageProcessor
 from qvl.processing.processor import Qwen2_5_VLProcessor
 
 if TYPE_CHECKING:
-    from qvl.modeling.vlm import Qwen2_5_VLForConditionalGeneration
+    from qvl.modeling import Qwen2_5_VLForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 

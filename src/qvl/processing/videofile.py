@@ -111,7 +111,7 @@ class VideoFile:
             self._seek(start)
         while True:
             frame = self._advance_to(number)
-            if frame is not None and not frame.is_corrupt:
+            if frame is not None:
                 return frame
             if start <= 0:
                 raise MediaDecodeError(f"Frame {number} of {self.name} is missing or broken")

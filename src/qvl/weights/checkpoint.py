@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qvl.errors import CheckpointError
 from qvl.weights.files import parse_size, write_tensors
 from qvl.weights.names import to_released
-from qvl.weights.quantize import flatten_quantized, is_quantized
+from qvl.weights.quantized_files import flatten_quantized, is_quantized
 from qvl.weights.tensors import repeated_names
 
 
@@ -27,12 +28,18 @@ def save_checkpoint(
 
     ``state_dict``: other tensors to write, by the module's own names. ``max_shard_size``: bytes or "5GB";
     more than that goes into several files with an index. Tied tensors are written once. Raises
-    UnsupportedError for quantized weights that safetensors cannot hold, before anything is written.
+    UnsupportedError for quantized weights that safetensors cannot hold, before anything is written, and
+    CheckpointError for a folder that cannot be made or written.
     """
     parse_size(max_shard_size)
     tensors, header = stored_tensors(module, module.state_dict() if state_dict is None else state_dict)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"a checkpoint is saved into a folder, and {folder} is none: {error}"
+        ) from error
     write_tensors(folder, tensors, max_shard_size=max_shard_size, **header)
     config = copy.deepcopy(module.config)
     config.architectures = [type(module).__name__]

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qvl.config.base import read_json
-from qvl.errors import CheckpointCorruptError, CheckpointNotFoundError, InputError
+from qvl.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError, InputError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -82,19 +82,28 @@ class Checkpoint:
                 return dtype
         return None
 
+    def is_floating_point(self, name: str) -> bool:
+        return self._open[self.files[name]].get_slice(name).get_dtype() in _DTYPES
+
     def read(
-        self, name: str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+        self,
+        name: str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        mapped: bool = True,
     ) -> Tensor:
         """The tensor, on ``device`` and (if it is floating-point) in ``dtype``.
 
         What needs no change is a view of the mapped file: no second copy, and writes stay private. What
-        does is copied in pieces, so that no more than one piece of the file lies in memory beside the copy.
+        does (or ``mapped=False`` asks for) is copied in pieces, so that no more than one piece of the file
+        lies in memory beside the copy.
         """
         path = self.files[name]
         stored = self._open[path].get_slice(name).get_dtype()
         same_dtype = dtype is None or _DTYPES.get(stored, dtype) == dtype
         with _corruption_named(path):
-            if same_dtype and torch.device(device).type == "cpu":
+            if mapped and same_dtype and torch.device(device).type == "cpu":
                 return self._open[path].get_tensor(name)
         return self._copied(name, _DTYPES.get(stored) and dtype, device)
 
@@ -128,10 +137,12 @@ def _weight_files(folder: Path) -> list[Path]:
         if missing:
             raise CheckpointNotFoundError(f"{folder} lacks {', '.join(missing)}, which its {INDEX} names")
         return paths
-    hint = (
-        "; it has pickled weights, which qvl never opens: convert them" if any(folder.glob("*.bin")) else ""
+    pickled = any(folder.glob("*.bin")) or (folder / "pytorch_model.bin.index.json").is_file()
+    raise CheckpointNotFoundError(
+        f"{folder} has neither {SINGLE} nor {INDEX}"
+        + ("; its pickled .bin weights are never opened here" if pickled else "")
+        + "; give a checkpoint whose weights are safetensors (saving it again with transformers makes some)"
     )
-    raise CheckpointNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}{hint}")
 
 
 def _read_index(folder: Path) -> dict[str, str]:
@@ -162,6 +173,8 @@ def _corruption_named(path: Path) -> Iterator[None]:
         raise CheckpointCorruptError(
             f"{path} is truncated or not a safetensors file ({error}); fetch it again"
         ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def parse_size(size: int | str) -> int:
@@ -181,8 +194,15 @@ def write_tensors(
     """Write ``tensors`` (stored name -> tensor) as the weights of ``folder``, in place of any there.
 
     Everything is written beside the old files first and renamed at the end, so an interrupted save leaves the
-    old weights, and tensors mapped from files that are replaced stay valid.
+    old weights, and tensors mapped from files that are replaced stay valid. Raises CheckpointError for
+    tensors without data and for a folder that cannot be written.
     """
+    empty = [name for name, tensor in tensors.items() if tensor.is_meta]
+    if empty:
+        raise CheckpointError(
+            f"{len(empty)} tensors have no data to save (the meta device, or offloaded), first {empty[0]}; "
+            "load the model onto one device before saving it"
+        )
     shards = split(tensors, parse_size(max_shard_size))
     count = len(shards)
     names = (
@@ -200,6 +220,8 @@ def write_tensors(
             written[-1].write_text(_index_text(names, shards), encoding="utf-8")
         for partial, name in zip(written, names, strict=True):
             os.replace(partial, folder / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"the weights cannot be written into {folder}: {error}") from error
     finally:
         for partial in written:
             partial.unlink(missing_ok=True)

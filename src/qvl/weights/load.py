@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from qvl.errors import CheckpointMismatchError, InputError, UnsupportedError
+from qvl.errors import CheckpointMismatchError, InputError, InputTypeError, UnsupportedError
 from qvl.weights.files import Checkpoint
 from qvl.weights.names import to_internal
 from qvl.weights.placement import DeviceMap, Placement
 from qvl.weights.progress import SlowProgress
-from qvl.weights.quantize import QuantizedCheckpoint, TorchAoConfig, is_quantized, quantize_module
+from qvl.weights.quantize import TorchAoConfig
+from qvl.weights.quantized_files import QuantizedCheckpoint, is_quantized
+from qvl.weights.quantizer import Quantizer
 from qvl.weights.tensors import Group, groups_of
 
 LISTED = 20  # names in an error message before "and N more"
@@ -54,8 +57,12 @@ class LoadingOptions:
         older = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", None) or older or "auto"
         quantization = kwargs.pop("quantization_config", None)
-        if isinstance(quantization, dict):
+        if isinstance(quantization, Mapping):
             quantization = TorchAoConfig.from_dict(quantization)
+        if not isinstance(quantization, TorchAoConfig | None):
+            raise InputTypeError(
+                f"quantization_config is a TorchAoConfig or its dict, got {type(quantization).__name__}"
+            )
         return cls(
             dtype=as_dtype(dtype),
             device_map=kwargs.pop("device_map", None),
@@ -91,11 +98,12 @@ def load_model(model_class: type[nn.Module], config: Any, folder: Path, options:
     config.dtype = _dtype_of(options, config, source)
     with torch.device("meta"):
         module = model_class(config)
+    quantization = options.quantization_config
+    quantizer = None if quantization is None else Quantizer(module, quantization)
     prefix = getattr(model_class, "checkpoint_prefix", "")
-    fill(module, source, prefix=prefix, dtype=config.dtype, placement=placement)
-    if options.quantization_config is not None:
-        quantize_module(module, options.quantization_config)
-        config.quantization_config = options.quantization_config.to_dict()
+    fill(module, source, prefix=prefix, dtype=config.dtype, placement=placement, quantizer=quantizer)
+    if quantization is not None:
+        config.quantization_config = quantization.to_dict()
     placement.dispatch(module)
     return module
 
@@ -149,17 +157,27 @@ def fill(
     prefix: str = "",
     dtype: torch.dtype | None = None,
     placement: Placement,
+    quantizer: Quantizer | None = None,
 ) -> None:
-    """Assign every tensor of ``module`` from ``source``; ``prefix``: where in a whole model it stands."""
+    """Assign every tensor of ``module`` from ``source``; ``prefix``: where in a whole model it stands.
+
+    Weights that ``quantizer`` wants are converted as they come, so only one at a time has its full width.
+    """
     plan = match(module, source, prefix)
     total = sum(group.tensor.numel() for group, _ in plan) * (dtype or torch.float32).itemsize
     with SlowProgress("Loading weights", total) as progress:
         for group, stored in plan:
-            device = placement.device_of(group.names[0])
-            tensor = source.read(stored, dtype=dtype, device=device)
+            name = group.names[0]
+            convert = quantizer is not None and name in quantizer.layers
+            tensor = source.read(stored, dtype=dtype, device=placement.device_of(name), mapped=not convert)
             trainable = group.tensor.requires_grad and not is_quantized(tensor)
             group.assign(module, tensor, trainable=trainable)
             progress.advance(tensor.nbytes)
+            if quantizer is not None and convert:
+                del tensor
+                quantizer.convert(name)
+    if quantizer is not None:
+        quantizer.finish()
 
 
 def match(
@@ -180,6 +198,8 @@ def match(
             wrong.append(
                 f"{found} (stored {source.shape(stored[found])}, needed {tuple(group.tensor.shape)})"
             )
+        elif group.tensor.is_floating_point() and not source.is_floating_point(stored[found]):
+            wrong.append(f"{found} (stored as integers, needed floating-point)")
         else:
             plan.append((group, stored[found]))
     known = {prefix + name for name in module.state_dict()}
@@ -190,7 +210,7 @@ def match(
             + "; ".join(
                 _listed(missing, "missing")
                 + _listed(unexpected, "unexpected")
-                + _listed(wrong, "of another shape")
+                + _listed(wrong, "of another shape or kind")
             )
         )
     return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,7 @@ class SlowProgress:
 
     def advance(self, count: int) -> None:
         self.done += count
-        if self.bar is None and time.monotonic() >= self.shows_at:
+        if self.bar is None and time.monotonic() >= self.shows_at and sys.stderr and sys.stderr.isatty():
             self._show()
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done)

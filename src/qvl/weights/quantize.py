@@ -1,26 +1,20 @@
-"""Fewer bits per weight through torchao: chosen by ``TorchAoConfig``, applied to a loaded module from
-outside.
+"""Fewer bits per weight through torchao: what ``TorchAoConfig`` offers and which of it serves where.
 
-The network's files know nothing of this: a layer stays an ``nn.Linear`` whose weight is a torchao tensor.
-What torchao offers differs by processor; the choice is made here, by where the weight lies. torchao is
-imported only when quantization is asked for.
+Knows settings; ``quantizer`` applies them to a module, ``quantized_files`` stores the outcome. What torchao
+offers differs by processor; the choice is made here, by where the weight lies. torchao is imported only when
+quantization is asked for.
 """
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qvl.errors import ConfigError, InputTypeError, UnsupportedError, missing_dependency
-from qvl.weights.files import Checkpoint
-from qvl.weights.tensors import groups_of, repeated_names
 
 # The types that have a name, and the keywords that each takes.
 _NAMED = MappingProxyType(
@@ -32,7 +26,6 @@ _NAMED = MappingProxyType(
 )
 _GROUP_SIZES = (32, 64, 128, 256)
 _CPU_ROWS = 16  # torch's int4 product on a CPU works on blocks of this many output features
-_LISTED = 4
 
 
 class TorchAoConfig:
@@ -42,6 +35,7 @@ class TorchAoConfig:
     scale), "int8_weight_only", "int8_dynamic_activation_int8_weight", or a torchao config object.
     ``modules_to_not_convert``: parts of module names to leave alone; the output head unless given.
     ``include_input_output_embeddings``: quantize the token embeddings and the head too.
+    ``untie_embedding_weights``: give a head that is tied to the embeddings a weight of its own first.
 
     Raises ConfigError for a type, keyword or group size that is not offered.
     """
@@ -53,12 +47,15 @@ class TorchAoConfig:
         quant_type: Any,
         modules_to_not_convert: list[str] | None = None,
         include_input_output_embeddings: bool = False,
-        **quant_type_kwargs: Any,
+        untie_embedding_weights: bool = False,
+        **kwargs: Any,
     ) -> None:
         self.quant_type = quant_type
         self.modules_to_not_convert = modules_to_not_convert
         self.include_input_output_embeddings = include_input_output_embeddings
-        self.quant_type_kwargs = quant_type_kwargs.pop("quant_type_kwargs", quant_type_kwargs)
+        self.untie_embedding_weights = untie_embedding_weights
+        kwargs.pop("quant_method", None)
+        self.quant_type_kwargs = dict(kwargs.pop("quant_type_kwargs", kwargs) or {})
         if isinstance(quant_type, str):
             self._check_named_type()
         elif not type(quant_type).__module__.startswith("torchao."):
@@ -153,138 +150,27 @@ class TorchAoConfig:
             "quant_type_kwargs": self.quant_type_kwargs,
             "modules_to_not_convert": self.modules_to_not_convert,
             "include_input_output_embeddings": self.include_input_output_embeddings,
+            "untie_embedding_weights": self.untie_embedding_weights,
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TorchAoConfig:
-        """Raises UnsupportedError if ``values`` are of another method than torchao."""
-        method = values.get("quant_method", cls.quant_method)
-        if method != cls.quant_method:
-            raise UnsupportedError(f"weights quantized with {method!r} cannot be read; torchao's can")
-        quant_type = values["quant_type"]
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> TorchAoConfig:
+        """Raises UnsupportedError if ``config_dict`` is of another method than torchao."""
+        method = config_dict.get("quant_method", cls.quant_method if "quant_type" in config_dict else None)
+        if method != cls.quant_method or "quant_type" not in config_dict:
+            raise UnsupportedError(
+                f"quantization settings with method {method!r} and keys {', '.join(sorted(config_dict))} are "
+                "not offered; only torchao's are, with a quant_type"
+            )
+        quant_type = config_dict["quant_type"]
         if isinstance(quant_type, Mapping):
             from torchao.core.config import config_from_dict
 
             quant_type = config_from_dict(dict(quant_type["default"]))
         return cls(
             quant_type,
-            modules_to_not_convert=values.get("modules_to_not_convert"),
-            include_input_output_embeddings=values.get("include_input_output_embeddings", False),
-            quant_type_kwargs=dict(values.get("quant_type_kwargs") or {}),
+            modules_to_not_convert=config_dict.get("modules_to_not_convert"),
+            include_input_output_embeddings=config_dict.get("include_input_output_embeddings", False),
+            untie_embedding_weights=config_dict.get("untie_embedding_weights", False),
+            quant_type_kwargs=config_dict.get("quant_type_kwargs"),
         )
-
-
-def quantize_module(module: nn.Module, config: TorchAoConfig) -> None:
-    """Quantize the linear layers of ``module`` in place, one after the other.
-
-    A layer whose shape does not allow it keeps its weights, and a warning lists those. Raises ConfigError if
-    that is so for every layer, UnsupportedError if torchao refuses one.
-    """
-    from torchao.quantization import quantize_
-
-    done = 0
-    skipped: dict[str, list[str]] = {}
-    tied = [group for group in groups_of(module) if len(group.names) > 1]
-    for name, layer in list(_quantizable(module, config)):
-        reason = config.obstacle(layer.weight)
-        if reason is not None:
-            skipped.setdefault(reason, []).append(name)
-            continue
-        try:
-            quantize_(layer, config.recipe(layer.weight.device), filter_fn=lambda *_: True)
-        except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-            raise UnsupportedError(
-                f"torchao cannot quantize {name} ({tuple(layer.weight.shape)}, {layer.weight.dtype}, on "
-                f"{layer.weight.device}): {error}"
-            ) from error
-        done += 1
-    if not done:
-        raise ConfigError(f"no layer can be quantized: {_listing(skipped) or 'all are left out'}")
-    if skipped:
-        warnings.warn(f"layers that keep their weights: {_listing(skipped)}", stacklevel=2)
-    for group in tied:  # a tied head follows its embedding
-        group.assign(module, module.get_parameter(group.names[0]), trainable=False)
-
-
-def _quantizable(module: nn.Module, config: TorchAoConfig) -> Iterator[tuple[str, Any]]:
-    """Named layers that the config asks for."""
-    ends, repeated = config.include_input_output_embeddings, repeated_names(module)
-    if ends and config.group_size is not None:
-        raise ConfigError("int4_weight_only has no embeddings; leave include_input_output_embeddings off")
-    for name, layer in module.named_modules():
-        if f"{name}.weight" in repeated:
-            continue
-        asked_for = ends and (isinstance(layer, nn.Embedding) or name == "lm_head")
-        if asked_for or (isinstance(layer, nn.Linear) and not config.leaves_alone(name)):
-            yield name, layer
-
-
-def _listing(skipped: Mapping[str, list[str]]) -> str:
-    parts = []
-    for reason, names in skipped.items():
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        parts.append(f"{reason} ({', '.join(names[:_LISTED])}{more})")
-    return "; ".join(parts)
-
-
-def is_quantized(tensor: Tensor) -> bool:
-    """Whether this is a tensor of torchao's."""
-    return type(tensor).__module__.startswith("torchao.")
-
-
-def flatten_quantized(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Quantized tensors as plain ones, and the header that puts them together again (torchao's own format).
-
-    Raises UnsupportedError for a kind of tensor that this format does not hold.
-    """
-    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
-
-    try:
-        return flatten_tensor_state_dict(dict(tensors))
-    except ValueError as error:
-        kinds = sorted({type(tensor).__name__ for tensor in tensors.values() if is_quantized(tensor)})
-        raise UnsupportedError(
-            f"torchao cannot write {', '.join(kinds)} to safetensors: save the model before "
-            "quantizing it, and pass quantization_config= when loading"
-        ) from error
-
-
-@dataclass(frozen=True)
-class QuantizedCheckpoint:
-    """A checkpoint with torchao's tensors put together: looks like a ``Checkpoint`` to the loader."""
-
-    folder: Any
-    files: Mapping[str, Tensor]
-    dtype: torch.dtype | None
-
-    @classmethod
-    def restore(cls, checkpoint: Checkpoint) -> QuantizedCheckpoint:
-        """Raises UnsupportedError if the files were not written in torchao's safetensors format."""
-        from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
-
-        if "tensor_names" not in checkpoint.metadata:
-            raise UnsupportedError(
-                f"{checkpoint.folder} says it is quantized, but not how: no torchao header"
-            )
-        plain = {name: checkpoint.read(name) for name in checkpoint.files}
-        names = set(json.loads(checkpoint.metadata["tensor_names"]))
-        header = {
-            key: value for key, value in checkpoint.metadata.items() if key in names or key == "tensor_names"
-        }
-        tensors, _ = unflatten_tensor_state_dict(plain, header)
-        dtype = next((t.dtype for t in tensors.values() if is_quantized(t)), None)
-        return cls(checkpoint.folder, tensors, dtype)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.files[name].shape)
-
-    def float_dtype(self) -> torch.dtype | None:
-        return self.dtype
-
-    def read(
-        self, name: str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-    ) -> Tensor:
-        tensor = self.files[name]
-        if is_quantized(tensor):
-            return tensor.to(device)
-        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)

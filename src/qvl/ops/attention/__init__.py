@@ -88,24 +88,11 @@ def recording_backend(store: list[Tensor]) -> Backend:
     return partial(eager_attention, store=store)
 
 
-def recording_attend(
-    lengths: Sequence[int],
-    store: list[Tensor],
-    *,
-    causal: bool,
-    window: int | None = None,
-    dropout: float = 0.0,
-) -> Attend:
-    """As ``packed_attend``, eager, appending each sequence's (H, T, S) weights to ``store``."""
-    return packed_attend(recording_backend(store), lengths, causal=causal, window=window, dropout=dropout)
-
-
 __all__ = [
     "BACKENDS",
     "Attend",
     "Backend",
     "get_backend",
     "packed_attend",
-    "recording_attend",
     "recording_backend",
 ]
