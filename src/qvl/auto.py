@@ -5,13 +5,15 @@ They know which names checkpoints use, nothing of what is inside.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from qvl import hub
-from qvl.config import Qwen2_5_VLConfig
-from qvl.errors import ConfigError, InputTypeError
-from qvl.modeling import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
+from qvl.config import PretrainedConfig
+from qvl.errors import CheckpointError, ConfigError
+from qvl.modeling import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qwen2_5_VLTextModel
 from qvl.processing.processor import Qwen2_5_VLProcessor
 from qvl.processing.tokenizer import Qwen2TokenizerFast
 from qvl.processing.tokenizer_files import read_json
@@ -54,35 +56,50 @@ class AutoProcessor:
 
 
 class _AutoModel:
-    """The two ways to a model; the config's own class refuses other model types."""
+    """The two ways to a model; a config of a type that is not among ``model_classes`` is refused."""
 
-    model_class: ClassVar[Any]
+    model_classes: ClassVar[Mapping[str, Any]]  # model type -> class
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise CheckpointError(
+            f"{type(self).__name__} is not made directly; use {type(self).__name__}.from_pretrained(...) or "
+            ".from_config(config)"
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """See PreTrainedModel.from_pretrained; ConfigError for a checkpoint of another model type."""
-        return cls.model_class.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        config = kwargs.get("config")
+        if isinstance(config, PretrainedConfig):
+            found = config.model_type
+        else:
+            folder = _folder(pretrained_model_name_or_path if config is None else config, kwargs)
+            found = _entry(folder / "config.json", "model_type")
+        model_class = cls.model_classes.get(found, cls.model_classes[MODEL_TYPE])  # which refuses others
+        return model_class.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
-    def from_config(cls, config: Qwen2_5_VLConfig, **kwargs: Any) -> Any:
+    def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:
         """A model with random weights."""
-        if not isinstance(config, Qwen2_5_VLConfig):
-            raise InputTypeError(
-                f"{cls.__name__}.from_config needs a Qwen2_5_VLConfig, got {type(config).__name__}"
+        model_class = cls.model_classes.get(getattr(config, "model_type", ""))
+        if model_class is None:
+            raise ConfigError(
+                f"{cls.__name__}.from_config needs a config of type {' or '.join(cls.model_classes)}, "
+                f"got {type(config).__name__}"
             )
-        return cls.model_class.from_config(config, **kwargs)
+        return model_class.from_config(config, **kwargs)
 
 
 class AutoModel(_AutoModel):
-    """The model without a head."""
+    """The model without a head; the text decoder alone where the checkpoint or config is of that alone."""
 
-    model_class = Qwen2_5_VLModel
+    model_classes = MappingProxyType({MODEL_TYPE: Qwen2_5_VLModel, "qwen2_5_vl_text": Qwen2_5_VLTextModel})
 
 
 class AutoModelForImageTextToText(_AutoModel):
     """The model that generates text."""
 
-    model_class = Qwen2_5_VLForConditionalGeneration
+    model_classes = MappingProxyType({MODEL_TYPE: Qwen2_5_VLForConditionalGeneration})
 
 
 def _folder(name_or_path: str | Path, kwargs: dict[str, Any]) -> Path:

@@ -3,8 +3,12 @@
 import io
 import json
 import os
+import shutil
+import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +17,17 @@ from PIL import Image
 
 from qvl.cli import BROKEN_PIPE, FAILED, INTERRUPTED, OK, USAGE, main
 from qvl.cli.report import boxes
+from qvl.cli.streams import write
 from support.checkpoint import write_checkpoint
 from support.video import write_video
 
 REPOSITORY = Path(__file__).parents[2]
+GOLDEN = REPOSITORY / "tests" / "golden"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +158,20 @@ class TestAsk:
         assert code == OK
         assert "qvl/digits" in err and "qvl/digits" not in out
 
+    def test_characters_that_stdout_does_not_know(self, model, media, tmp_path, monkeypatch):
+        picture = tmp_path / "\udcff\u4e16.png"  # a file name that is no text, as other systems leave behind
+        picture.write_bytes((media / "picture.png").read_bytes())
+        words = ["ask", str(picture), "\u4e16\u754c?", "-m", model, "--max-new-tokens", "3"]
+        for encoding in ("ascii", "utf-8"):
+            written = io.BytesIO()
+            monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+            assert main([*words, "--json"]) == OK
+            told = json.loads(written.getvalue())
+            assert told["media"][0]["source"] == str(picture) and told["question"] == "\u4e16\u754c?"
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+        assert main(words) == OK  # the answer has characters that are no ASCII, as the next line shows
+        assert any(ord(character) > 127 for character in told["answer"])
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -174,10 +199,21 @@ class TestErrors:
             (["ask", "What?", "--max-new-tokens", "-3"], "max_new_tokens"),
             (["ask", "What?", "--temperature", "-1"], "temperature"),
             (["ask", "What?", "--dtype", "int3"], "int3"),
+            (["ask", "What?", "--max-pixels", "0"], "--max-pixels"),
+            (["ask", "What?", "--min-pixels", "-5"], "--min-pixels"),
+            (["ask", "What?", "--seed", "-1"], "--seed"),
+            (["ask", "What?", "--seed", str(2**63)], "--seed"),
+            (["ask", "What?", "--model", ""], "--model is empty"),
+            (["ask", "\udcff"], "not text"),
+            (["ask", "What?", "--system", "\udcff"], "--system"),
+            (["ask", "https://example.org/cat.jpg"], "question"),
             (["ask", "  "], "question"),
             (["ask", "-", "-", "What?"], "stdin"),
             (["no-such-command"], "no-such-command"),
             (["info"], "MODEL"),
+            (["info", "qvl/digits", "no-such.png"], "no-such.png"),
+            (["chat", "--temperature", "-1"], "temperature"),
+            (["chat", "no-such.png"], "no-such.png"),
         ],
     )
     def test_wrong_usage(self, run, words, part):
@@ -190,9 +226,66 @@ class TestErrors:
         code, _, err = run("ask", media / "picture.png")
         assert code == USAGE and one_line(err, "question")
 
+    def test_a_device_that_is_not_there(self, run, model):
+        code, out, err = run("ask", "What?", "-m", model, "--device", "toaster")
+        assert (code, out) == (USAGE, "") and one_line(err, "toaster")
+
     def test_frames_per_second_below_zero(self, run, model, media):
         code, _, err = run("ask", media / "video.mp4", "What?", "-m", model, "--fps", -1)
         assert code == USAGE and one_line(err, "fps")
+
+    @pytest.mark.parametrize(
+        ("limits", "parts"),
+        [
+            (("--min-pixels", 9000, "--max-pixels", 4000), ["--min-pixels 9000", "--max-pixels 4000"]),
+            (("--min-pixels", 10**6), ["--min-pixels", "checkpoint's largest size of 12544"]),
+            (("--max-pixels", 100), ["--max-pixels", "checkpoint's least size of 3136"]),
+        ],
+    )
+    def test_limits_that_leave_no_size(self, run, model, media, limits, parts):
+        for command in (
+            ["ask", media / "picture.png", "What?", "-m", model],
+            ["info", model, media / "thin.png"],
+        ):
+            code, out, err = run(*command, *limits)
+            assert (code, out) == (USAGE, "") and one_line(err, *parts)
+
+    def test_nothing_and_half_a_picture_on_stdin(self, run, model, media, monkeypatch):
+        for content, part in ((b"", "empty"), ((media / "whole.jpg").read_bytes()[:900], "stdin: ")):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+            code, out, err = run("ask", "-", "What?", "-m", model)
+            assert (code, out) == (USAGE, "") and one_line(err, part)
+
+    def test_a_terminal_holds_no_picture(self, run, monkeypatch):
+        monkeypatch.setattr(sys, "stdin", Terminal())
+        code, _, err = run("ask", "-", "What?")
+        assert code == USAGE and one_line(err, "terminal")
+
+    def test_a_prompt_longer_than_the_model_allows(self, run, tmp_path):
+        model = write_checkpoint(tmp_path, max_position_embeddings=64)
+        code, out, err = run("ask", "a b c d e f g " * 20, "-m", model)
+        assert (code, out) == (USAGE, "") and one_line(err, "64")
+
+    def test_a_declared_billion_of_pixels(self, run, model, tmp_path):
+        header = struct.pack(">II5B", 40_000, 40_000, 8, 2, 0, 0, 0)
+        chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+        (tmp_path / "vast.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+        code, out, err = run("ask", tmp_path / "vast.png", "What?", "-m", model)
+        assert (code, out) == (USAGE, "") and one_line(err, "vast.png")
+
+    def test_a_package_that_is_missing_is_named_with_its_command(self, run, model, tmp_path, monkeypatch):
+        (tmp_path / "document.pdf").write_bytes(b"%PDF-1.4 and so on")
+        monkeypatch.setitem(sys.modules, "pypdfium2", None)
+        code, _, err = run("ask", tmp_path / "document.pdf", "What?", "-m", model)
+        assert code == FAILED and one_line(err, 'pip install "qvl[pdf]"')
+
+    def test_no_memory(self, run, model, monkeypatch):
+        def fail(*_, **__):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+        monkeypatch.setattr("qvl.cli.ask.load_assistant", fail)
+        code, _, err = run("ask", "What?", "-m", model)
+        assert code == FAILED and one_line(err, "not enough memory", "--max-pixels")
 
     def test_a_folder_without_a_model(self, run, tmp_path):
         code, out, err = run("ask", "What?", "-m", tmp_path)
@@ -258,6 +351,36 @@ class TestInfo:
         assert code == OK
         assert "parameters" in out and "video.mp4" in out and "tokens in all" in out
 
+    def test_file_names_are_no_markup(self, run, model, media, tmp_path):
+        for name in ("a[red].png", "c:smile:.png"):
+            (tmp_path / name).write_bytes((media / "picture.png").read_bytes())
+        code, out, _ = run("info", model, *sorted(tmp_path.iterdir()))
+        assert code == OK
+        assert "a[red].png" in out and "c:smile:.png" in out
+
+    def test_a_narrow_terminal_loses_nothing(self, run, model, media, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "40")
+        out = run("info", model, media / "picture.png")[1]
+        assert "\N{HORIZONTAL ELLIPSIS}" not in out
+        assert max(map(len, out.splitlines())) <= 40
+
+    @pytest.mark.parametrize(
+        ("size", "total", "layers", "tied", "bfloat16"),
+        [
+            ("3b", 3_754_622_976, 36, True, 7_509_245_952),
+            ("7b", 8_292_166_656, 28, False, 16_584_333_312),
+            ("72b", 73_410_777_344, 80, False, 146_821_554_688),
+        ],
+    )
+    def test_the_released_models(self, run, tmp_path, size, total, layers, tied, bfloat16):
+        shutil.copy(GOLDEN / "configs" / f"qwen2_5_vl_{size}.json", tmp_path / "config.json")
+        code, out, _ = run("info", tmp_path, "--json")
+        facts = json.loads(out)
+        assert code == OK and facts["parameters"]["total"] == total
+        assert (facts["architecture"]["layers"], facts["architecture"]["tied_head"]) == (layers, tied)
+        assert facts["memory_bytes"]["bfloat16"] == bfloat16
+        assert facts["memory_bytes"]["int4"] < facts["memory_bytes"]["int8"] < bfloat16
+
     def test_a_checkpoint_of_another_kind(self, run, tmp_path):
         (tmp_path / "config.json").write_text('{"model_type": "bert"}')
         code, _, err = run("info", tmp_path)
@@ -286,6 +409,23 @@ class TestChat:
         code, out, err = talk("/image /no/such.png", "/video", "/dance", "Hi")
         assert code == OK and out
         assert [line.startswith("qvl: ") for line in err.strip().splitlines()] == [True] * 3
+
+    def test_a_slash_alone_makes_no_command(self, talk):
+        code, out, err = talk("/usr/bin is what?")
+        assert (code, err) == (OK, "") and out
+
+    def test_media_of_a_question_that_fails_are_put_away(self, talk, media):
+        code, out, err = talk(f"/image {media / 'thin.png'}", "What?", "Hi")
+        assert code == OK and out
+        assert "200" in err and "bring them again" in err
+        assert err.count("200") == 1
+
+    def test_paths_as_terminals_type_them(self, talk, media, tmp_path, monkeypatch):
+        (tmp_path / "my cat.png").write_bytes((media / "picture.png").read_bytes())
+        monkeypatch.setenv("HOME", str(tmp_path))
+        ways = ("~/my\\ cat.png", f"'{tmp_path}/my cat.png'", f"{tmp_path}/my cat.png")
+        _, _, err = talk(*(f"/image {way}" for way in ways))
+        assert err.count(f"{tmp_path}/my cat.png: image") == 3, err
 
     def test_help_and_reset(self, talk):
         _, out, err = talk("/help", "/reset")
@@ -318,6 +458,40 @@ class TestProgram:
         )
         assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
+    def test_help_names_every_command_and_how_it_is_called(self, run):
+        for command, usage in (
+            ("ask", "[MEDIA]... QUESTION"), ("chat", "[MEDIA]..."), ("info", "MODEL [MEDIA]...")
+        ):  # fmt: skip
+            code, out, _ = run(command, "--help")
+            assert code == OK and f"Usage: qvl {command} [OPTIONS] {usage}" in " ".join(out.split())
+
+    def test_shell_completion(self):
+        words = {"_QVL_COMPLETE": "complete_bash", "COMP_WORDS": "qvl a", "COMP_CWORD": "1"}
+        script = [sys.executable, "-c", "import sys; from qvl.cli import main; sys.exit(main())"]
+        done = subprocess.run(script, capture_output=True, text=True, env={**os.environ, **words})
+        assert done.stdout.split() == ["ask"], done.stderr
+
+    def test_streams_that_were_closed(self):
+        closed = f"{sys.executable} -m qvl.cli"
+        for redirect in (">&-", "2>&-", "<&-"):
+            done = subprocess.run(["bash", "-c", f"{closed} --version {redirect}"], capture_output=True)
+            assert done.returncode == OK and b"Traceback" not in done.stderr
+
+    def test_a_full_disk(self):
+        script = f"{sys.executable} -m qvl.cli --help >/dev/full"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (FAILED, "qvl: No space left on device\n")
+
+    def test_ctrl_c_in_the_middle_of_an_answer(self, tmp_path):
+        model = write_checkpoint(tmp_path, max_position_embeddings=32768)
+        (tmp_path / "generation_config.json").write_text('{"max_new_tokens": 20000, "do_sample": true}')
+        command = [sys.executable, "-m", "qvl.cli", "ask", "Hi", "-m", str(model)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (INTERRUPTED, b"")
+
     def test_exit_codes_reach_the_shell(self, media):
         missing = self.start("ask", media / "missing.png", "What?")
         assert (missing.returncode, missing.stdout) == (USAGE, "")
@@ -328,3 +502,31 @@ class TestProgram:
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
         assert done.stderr == ""
         assert int(done.stdout) == BROKEN_PIPE
+
+    def test_ctrl_c_during_the_imports(self):
+        code = (
+            "import sys, builtins; before = builtins.__import__\n"
+            "def interrupted(name, *rest):\n"
+            "    if name == 'typer': raise KeyboardInterrupt\n"
+            "    return before(name, *rest)\n"
+            "from qvl.cli import main; builtins.__import__ = interrupted; sys.exit(main(['--help']))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+        assert (done.returncode, done.stderr) == (INTERRUPTED, b"")
+
+
+class TestTerminal:
+    """What only a terminal gets: control characters made harmless."""
+
+    ANSWER = "red\x1b]0;owned\x07 \x9b31m\tcell\n"
+
+    def test_an_answer_sends_no_control_characters_to_a_terminal(self, monkeypatch):
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        write(self.ANSWER)
+        assert sys.stdout.getvalue() == "red\N{REPLACEMENT CHARACTER}]0;owned" + (
+            "\N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER}31m\tcell\n"
+        )
+
+    def test_a_file_gets_what_the_model_said(self, capsys):
+        write(self.ANSWER)
+        assert capsys.readouterr().out == self.ANSWER

@@ -104,3 +104,30 @@ def test_ctrl_c_ends_the_answer_and_keeps_what_was_said(assistant):
     assert signal.getsignal(signal.SIGINT) is handler
     conversation.settings = {"max_new_tokens": 2}
     assert conversation.ask("Go on", quiet).finish_reason != STOPPED_BY_USER
+
+
+def test_ctrl_c_while_the_prompt_is_read_keeps_the_media(conversation, monkeypatch):
+    model = type(conversation.assistant.model)
+
+    def interrupted(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("Ctrl-C was not noticed")  # pragma: no cover
+
+    conversation.bring([MEDIUM])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model, "generate", interrupted)
+        conversation.ask("What?", quiet)
+    assert conversation.messages == [] and conversation.waiting
+    conversation.ask("What?", quiet)
+    assert [entry["type"] for entry in conversation.messages[0]["content"]] == ["image", "text"]
+
+
+def test_a_turn_that_fails_takes_its_media_along(conversation, monkeypatch):
+    def fail(*_, **__):
+        raise PromptError("too long")
+
+    conversation.bring([MEDIUM])
+    with monkeypatch.context() as patch, pytest.raises(PromptError):
+        patch.setattr(type(conversation.assistant.model), "generate", fail)
+        conversation.ask("What?", quiet)
+    assert not conversation.waiting

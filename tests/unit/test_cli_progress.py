@@ -6,7 +6,10 @@ import time
 
 import pytest
 
+from qvl.cli.common import Loading, generate, load_assistant, load_processor, tokenized
 from qvl.cli.progress import Bar
+from qvl.weights.progress import SlowProgress
+from support.checkpoint import write_checkpoint
 
 
 class Terminal(io.StringIO):
@@ -65,3 +68,29 @@ def test_closing_before_the_end(use_terminal):
         time.sleep(0.1)
         bar.update(1, 2)
     assert terminal.getvalue() == ""
+
+
+def test_loading_shows_a_bar_on_a_terminal_only(use_terminal, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with SlowProgress("Loading weights", 10, patience=0.0) as progress:
+        progress.advance(5)
+    assert sys.stderr.getvalue() == ""
+    terminal = use_terminal()
+    with SlowProgress("Loading weights", 10, patience=0.0) as progress:
+        progress.advance(5)
+        assert appears("Loading weights", terminal)
+
+
+def test_a_long_prompt_reports_what_is_read(tmp_path, monkeypatch):
+    """The bar of ``ask`` and ``chat`` is told after every chunk, and closed before the first text."""
+    told = []
+    monkeypatch.setattr(Bar, "update", lambda self, done, total: told.append((done, total)))
+    monkeypatch.setattr(Bar, "close", lambda self: told.append("closed"))
+    loading = Loading(str(write_checkpoint(tmp_path)), device="cpu")
+    processor = load_processor(loading)
+    inputs = tokenized(processor, [{"role": "user", "content": "Hello"}], None)
+    answer = generate(
+        load_assistant(loading, processor), inputs, {"max_new_tokens": 2}, lambda text: told.append(text)
+    )
+    assert told[0] == (answer.prompt_tokens, answer.prompt_tokens)
+    assert told[1] == "closed"

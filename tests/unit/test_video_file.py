@@ -1,13 +1,18 @@
 """Frames out of video files: equal to a full decode, without decoding the whole."""
 
+import base64
 import io
+import tempfile
+import threading
 from fractions import Fraction
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import av
 import numpy as np
 import pytest
 
-from qvl.errors import InputError, MediaDecodeError, MediaNotFoundError, MediaTooLargeError
+from qvl.errors import InputError, MediaDecodeError, MediaFetchError, MediaNotFoundError, MediaTooLargeError
 from qvl.processing.media import MediaLimits, open_video
 
 
@@ -48,7 +53,10 @@ CODECS = {
     "b frames in mp4": ("a.mp4", {"codec": "mpeg4", "bf": 2}),
     "b frames in avi": ("a.avi", {"codec": "mpeg4", "bf": 2}),
     "h264": ("a.mp4", {"codec": "libx264"}),
-    "h264, open gop": ("a.mp4", {"codec": "libx264", "x264-params": "open-gop=1:bframes=3"}),
+    "h264, open gop": (
+        "a.mp4",
+        {"codec": "libx264", "x264-params": "open-gop=1:bframes=3:keyint=12:scenecut=0"},
+    ),
     "h264, short gop": ("a.mp4", {"codec": "libx264", "gop": 2}),
     "mpeg2 in ts": ("a.ts", {"codec": "mpeg2video", "bf": 2}),
     "h264 in ts": ("a.ts", {"codec": "libx264"}),
@@ -95,7 +103,12 @@ def test_frames_equal_a_full_decode(tmp_path, kind):
 def test_metadata_and_sources(tmp_path):
     path = write_video(tmp_path / "a.mp4", rate=20)
     data = path.read_bytes()
-    for source in (path, str(path), data, io.BytesIO(data), path.as_uri()):
+    uri = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
+    with tempfile.TemporaryFile() as writable:
+        writable.write(data)
+        with open_video(writable) as video:
+            assert video.total_frames == 40
+    for source in (path, str(path), data, memoryview(data), io.BytesIO(data), path.as_uri(), uri):
         with open_video(source) as video:
             assert (video.total_frames, video.fps, video.duration) == (40, 20.0, 2.0)
             assert next(iter(video.frames([20])))[0, 0].tolist() is not None
@@ -114,12 +127,30 @@ def test_a_long_video_is_never_decoded_whole(tmp_path):
         assert video.decoded_frames <= 110
 
 
+def test_url(tmp_path):
+    write_video(tmp_path / "a.mp4")
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    server = HTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with open_video(f"http://127.0.0.1:{server.server_port}/a.mp4") as video:
+            wanted = decode_all(tmp_path / "a.mp4")
+            np.testing.assert_array_equal(next(video.frames([30])), wanted[30])
+        with pytest.raises(MediaFetchError, match="404"):
+            open_video(f"http://127.0.0.1:{server.server_port}/no.mp4")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_two_frames_of_an_hour(tmp_path):
     """The hour is one clip's packets over and over, written without encoding them again."""
     clip = write_video(tmp_path / "clip.mp4", frames=250, size=(32, 32), gop=25)
     with av.open(str(clip)) as source, av.open(str(tmp_path / "hour.mp4"), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
-        packets = [(bytes(p), p.pts, p.dts, p.duration, p.is_keyframe) for p in source.demux(video=0) if p.size]
+        packets = [
+            (bytes(p), p.pts, p.dts, p.duration, p.is_keyframe) for p in source.demux(video=0) if p.size
+        ]
         for number in range(360):
             for data, pts, dts, duration, key in packets:
                 packet = av.Packet(data)
@@ -231,13 +262,12 @@ def test_garbage_in_the_middle(tmp_path):
         list(video.frames(range(40)))
 
 
-DAMAGED = {"mjpeg in avi": ("a.avi", "mjpeg"), "mpeg2 in ts": ("a.ts", "mpeg2video"),
-           "mpeg4 in mkv": ("a.mkv", "mpeg4"), "h264 in mkv": ("a.mkv", "libx264")}  # fmt: skip
+DAMAGED = {"mpeg2 in ts": ("a.ts", "mpeg2video"), "mpeg4 in mkv": ("a.mkv", "mpeg4"), "h264 in mkv": ("a.mkv", "libx264")}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_damage_inside_frames_is_not_painted_over(tmp_path, kind):
-    """Decoders left to themselves invent what is missing and say nothing."""
+    """Decoders invent what is missing, and only mark the frame."""
     name, codec = DAMAGED[kind]
     if codec not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no {codec}")
@@ -246,7 +276,7 @@ def test_damage_inside_frames_is_not_painted_over(tmp_path, kind):
         packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     data = bytearray(path.read_bytes())
     position, size = packets[12]
-    data[position + int(size * 0.7)] ^= 0xA5  # one byte: no decoder gives up over that by itself
+    data[position + int(size * 0.7)] ^= 0xA5  # one byte: no decoder gives up over that
     with pytest.raises(MediaDecodeError), open_video(bytes(data)) as video:
         list(video.frames(range(video.total_frames)))
 

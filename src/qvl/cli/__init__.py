@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _after_broken_pipe()
         raise
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # what the shell says next begins a line of its own
         return INTERRUPTED
     except Exception as error:
         return report_error(error, session)

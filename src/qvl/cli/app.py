@@ -11,7 +11,7 @@ import qvl
 import qvl.cli.ask as ask_command
 import qvl.cli.chat as chat_command
 import qvl.cli.info as info_command
-from qvl.cli.failures import OK, Session
+from qvl.cli.failures import INTERRUPTED, OK, Session
 from qvl.cli.options import DebugOption
 
 EXIT_CODES = (
@@ -59,4 +59,6 @@ def run(argv: list[str], session: Session) -> int:
         code = command.main(args=argv or ["--help"], prog_name="qvl", standalone_mode=False, obj=session)
     except typer.Abort:
         raise KeyboardInterrupt from None
+    if code == INTERRUPTED:  # what newer typers make of Ctrl-C, older ones abort
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else OK

@@ -229,13 +229,19 @@ class BeamSearch:
         return self._improvable and not full and not bool(candidates.ended_1K.all())
 
     def _continue(self, candidates: Candidates, chosen: SequenceOf[int]) -> None:
-        """Make the chosen candidates the lanes. A parent's first child takes its cache, others get copies."""
+        """Make the chosen candidates the lanes.
+
+        A parent's first child takes its cache; others get copies, in the caches of beams that end here.
+        """
         parents = [candidates.parents[k] for k in chosen]
+        alive = {id(self._lane(parent)) for parent in parents}
+        spare = [lane.kv for lane in self._lanes if id(lane) not in alive]
         used: set[int] = set()
         lanes: list[Sequence] = []
         for parent in parents:  # all forks before any lane grows
             lane = self._lane(parent)
-            lanes.append(lane.fork() if id(lane) in used else lane)
+            again = id(lane) in used
+            lanes.append(lane.fork(spare.pop() if spare else None) if again else lane)
             used.add(id(lane))
         trails = [[*self._trail(parent), parent] for parent in parents]
         for lane, k in zip(lanes, chosen, strict=True):

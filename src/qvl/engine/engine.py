@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,7 @@ from qvl.engine.beams import BeamParams, BeamSearch
 from qvl.engine.kv import SequenceKV
 from qvl.engine.lookup import PromptLookup
 from qvl.engine.runner import Runner
-from qvl.engine.sampler import Sampler, extend, is_plain
+from qvl.engine.sampler import Choice, Sampler, choose_together, extend, is_plain
 from qvl.engine.scheduler import Scheduler, Step, Work
 from qvl.engine.sequence import Hooks, Sequence
 from qvl.errors import GenerationError
@@ -54,6 +55,8 @@ class Engine:
         self.scheduler = Scheduler(self.settings.max_step_tokens, self.settings.max_sequences)
         self._requests: dict[int, Request] = {}
         self._aborted: list[Delta] = []
+        self._stepping = False
+        self._to_abort: list[int] = []
         self._next_id = 0
 
     def add(
@@ -106,11 +109,14 @@ class Engine:
     def abort(self, sequence_id: int) -> bool:
         """Stop a request; its last delta, with reason "abort", comes from the next step.
 
-        False if it was already finished.
+        False if it was already finished. A hook may call this: the step that is under way is then done first.
         """
         request = self._requests.get(sequence_id)
         if request is None:
             return False
+        if self._stepping:
+            self._to_abort.append(sequence_id)
+            return True
         request.status, request.finish_reason = "finished", "abort"
         self._aborted.append(self._close(request, ()))
         return True
@@ -132,6 +138,7 @@ class Engine:
         step = self.scheduler.next()
         if not step.work:
             return deltas
+        self._stepping = True
         try:
             logits_NV = self.runner.run(step)
             return deltas + self._settle(step, logits_NV)
@@ -139,6 +146,10 @@ class Engine:
             self._drop(step)
             self._aborted = deltas
             raise
+        finally:
+            self._stepping = False
+            while self._to_abort:
+                self.abort(self._to_abort.pop(0))
 
     def _sequence(
         self,
@@ -170,24 +181,30 @@ class Engine:
 
     def _settle(self, step: Step, logits_NV: Tensor) -> list[Delta]:
         """Tokens from logits, for every sequence that has reached its end."""
-        plain = any(w.samples and is_plain(w.sequence) for w in step.work)
-        likeliest: list[int] = logits_NV.argmax(dim=-1).tolist() if plain else []
-        deltas: list[Delta] = []
-        rows = 0
+        ends = list(accumulate(work.samples for work in step.work))
+        slices = [slice(end - work.samples, end) for work, end in zip(step.work, ends, strict=True)]
         for work in step.work:
             _report_progress(work)
-            first, rows = rows, rows + work.samples
-            group = work.sequence.group
-            if group is not None:  # lanes lie side by side: the last one speaks for all
-                if work.samples and work.sequence is group.lanes[-1]:
-                    deltas += self._advance_beams(group, logits_NV[rows - len(group.lanes) : rows])
-            elif work.samples:
-                best = likeliest[first:rows] if is_plain(work.sequence) else None
-                deltas.append(self._extend(work.sequence, logits_NV[first:rows], best))
+        plain = any(w.samples and is_plain(w.sequence) for w in step.work)
+        likeliest: list[int] = logits_NV.argmax(dim=-1).tolist() if plain else []
+        shared = [(w.sequence, logits_NV[s]) for w, s in zip(step.work, slices, strict=True) if _is_shared(w)]
+        choices = dict(zip([s.id for s, _ in shared], choose_together(shared), strict=True))
+        deltas: list[Delta] = []
+        for work, rows in zip(step.work, slices, strict=True):
+            sequence, group = work.sequence, work.sequence.group
+            if not work.samples:
+                continue
+            if group is None:
+                best = likeliest[rows] if is_plain(sequence) else None
+                deltas.append(self._extend(sequence, logits_NV[rows], best, choices.get(sequence.id)))
+            elif sequence is group.lanes[-1]:  # lanes lie side by side: the last one speaks for all
+                deltas += self._advance_beams(group, logits_NV[rows.stop - len(group.lanes) : rows.stop])
         return deltas
 
-    def _extend(self, sequence: Sequence, logits_NV: Tensor, likeliest: list[int] | None) -> Delta:
-        new = extend(sequence, logits_NV, likeliest)
+    def _extend(
+        self, sequence: Sequence, logits_NV: Tensor, likeliest: list[int] | None, choice: Choice | None
+    ) -> Delta:
+        new = extend(sequence, logits_NV, likeliest, choice)
         sequence.kv.truncate(sequence.length - 1)  # what was computed for wrong guesses
         sequence.num_computed = sequence.kv.length
         if sequence.hooks.on_tokens is not None:
@@ -221,6 +238,11 @@ class Engine:
         for request in {id(r): r for r in (w.sequence.group or w.sequence for w in step.work)}.values():
             self.scheduler.remove(request)
             self._requests.pop(request.id, None)
+
+
+def _is_shared(work: Work) -> bool:
+    """Whether the work brings one row, to be drawn from together with others'."""
+    return work.samples == 1 and work.sequence.group is None and not is_plain(work.sequence)
 
 
 def _report_progress(work: Work) -> None:

@@ -120,6 +120,15 @@ class SequenceKV:
         twin._values = [_resized(t, t.shape[1], self.length, t) for t in self._values]
         return twin
 
+    def follow(self, other: SequenceKV, same: int) -> None:
+        """Hold what ``other`` holds from now on. The first ``same`` tokens are equal already and stay."""
+        self.length = same
+        for layer, source in enumerate(zip(other._keys, other._values, strict=True)):
+            self._reserve(layer, other.length, source[0])
+            for mine, theirs in zip((self._keys[layer], self._values[layer]), source, strict=True):
+                mine[:, same : other.length] = theirs[:, same : other.length]
+        self.length = other.length
+
     def check(self, k_TGD: Tensor) -> None:
         """Raises CacheError for keys of another model."""
         if k_TGD.shape[1:] != (self.num_kv_heads, self.head_dim):

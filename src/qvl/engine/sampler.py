@@ -10,12 +10,13 @@ Legend: N rows of one sequence in a step, V vocabulary, T tokens so far.
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qvl.engine.sequence import Sequence
-from qvl.ops.sampling import Strategy, draw, strategies
+from qvl.ops.sampling import Strategy, draw, draw_rows, strategies
 from qvl.types import SamplingParams
 
 
@@ -75,12 +76,25 @@ class Sampler:
 
     def scores(self, sequence: Sequence, logits_1V: Tensor) -> Tensor:
         """What the next token is drawn from: penalties, the caller's hook, then truncation."""
+        return self._apply(self.strategies.after, self.penalised(sequence, logits_1V))
+
+    def penalised(self, sequence: Sequence, logits_1V: Tensor) -> Tensor:
+        """The scores before truncation."""
         scores_1V = self._apply(self.strategies.before, logits_1V)
-        if sequence.hooks.process is not None:
-            # The hook may write into what it gets; the raw logits are recorded too.
-            given = scores_1V.clone() if scores_1V is logits_1V else scores_1V
-            scores_1V = sequence.hooks.process(sequence, given)
-        return self._apply(self.strategies.after, scores_1V)
+        if sequence.hooks.process is None:
+            return scores_1V
+        # The hook may write into what it gets; the raw logits are recorded too.
+        given = scores_1V.clone() if scores_1V is logits_1V else scores_1V
+        return sequence.hooks.process(sequence, given)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for samplers that do the same to penalised scores."""
+        return (self.greedy, self.strategies.after)
+
+    def truncated(self, scores_NV: Tensor) -> Tensor:
+        """Truncation, of many rows at once: unlike penalties it does not look at the ids."""
+        return self._apply(self.strategies.after, scores_NV)
 
     def choose(self, scores_1V: Tensor) -> int:
         return int(scores_1V.argmax()) if self.greedy else draw(scores_1V, self.generator)
@@ -109,26 +123,68 @@ def is_plain(sequence: Sequence) -> bool:
     return sequence.sampler.likeliest_only and sequence.hooks.process is None
 
 
-def extend(sequence: Sequence, logits_NV: Tensor, likeliest: SequenceOf[int] | None) -> list[int]:
+@dataclass(frozen=True)
+class Choice:
+    """A token and the scores that it was drawn from."""
+
+    token: int
+    scores_1V: Tensor
+
+
+def choose_together(rows: SequenceOf[tuple[Sequence, Tensor]]) -> list[Choice]:
+    """The next token of many sequences, each with its row of logits (1, V).
+
+    Sequences with the same truncation go through it, and through softmax, in one tensor: row by row that is
+    the same arithmetic, and for N sequences N times fewer calls.
+    """
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for i, (sequence, _) in enumerate(rows):
+        kinds.setdefault(sequence.sampler.kind, []).append(i)
+    choices: dict[int, Choice] = {}
+    for members in kinds.values():
+        samplers = [rows[i][0].sampler for i in members]
+        penalised = [s.penalised(*rows[i]) for s, i in zip(samplers, members, strict=True)]
+        scores_NV = samplers[0].truncated(penalised[0] if len(members) == 1 else torch.cat(penalised))
+        if samplers[0].greedy:
+            tokens = scores_NV.argmax(dim=-1).tolist()
+        else:
+            tokens = draw_rows(scores_NV, [s.generator for s in samplers])
+        for i, token, scores_1V in zip(members, tokens, scores_NV.split(1), strict=True):
+            choices[i] = Choice(token, scores_1V)
+    return [choices[i] for i in range(len(rows))]
+
+
+def extend(
+    sequence: Sequence,
+    logits_NV: Tensor,
+    likeliest: SequenceOf[int] | None = None,
+    choice: Choice | None = None,
+) -> list[int]:
     """Draw new tokens from the rows, one after the other, while the guesses hold and the sequence goes on.
 
     logits_NV: float32, 1 + number of draft tokens rows. likeliest: the argmax of each row for a plain
-    sequence, None for others. The tokens are appended to the sequence and returned.
+    sequence, None for others. choice: what was drawn already from a single row. The tokens are appended to
+    the sequence and returned.
     """
     drafts = sequence.draft_ids
     sequence.draft_ids = ()
     new: list[int] = []
     for i in range(len(logits_NV)):
-        new.append(_extend_by_one(sequence, logits_NV[i : i + 1], likeliest[i] if likeliest else None))
+        logits_1V = logits_NV[i : i + 1]
+        if likeliest is not None:
+            choice = Choice(likeliest[i], logits_1V)
+        elif choice is None or i:
+            scores_1V = sequence.sampler.scores(sequence, logits_1V)
+            choice = Choice(sequence.sampler.choose(scores_1V), scores_1V)
+        new.append(_extend_by_one(sequence, logits_1V, choice))
         if sequence.status == "finished" or i == len(drafts) or drafts[i] != new[-1]:
             break
     return new
 
 
-def _extend_by_one(sequence: Sequence, logits_1V: Tensor, likeliest: int | None) -> int:
+def _extend_by_one(sequence: Sequence, logits_1V: Tensor, choice: Choice) -> int:
     hooks, sampler = sequence.hooks, sequence.sampler
-    scores_1V = logits_1V if likeliest is not None else sampler.scores(sequence, logits_1V)
-    token = likeliest if likeliest is not None else sampler.choose(scores_1V)
+    token, scores_1V = choice.token, choice.scores_1V
     if hooks.record is not None:
         hooks.record(sequence, logits_1V, scores_1V)
     sampler.append(token)

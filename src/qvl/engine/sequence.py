@@ -120,12 +120,19 @@ class Sequence:
         self.status = "finished"
         self.finish_reason = reason
 
-    def fork(self) -> Sequence:
-        """A twin with its own tokens, keys and values: from here on the two may differ."""
+    def fork(self, spare: Any = None) -> Sequence:
+        """A twin with its own tokens, keys and values: from here on the two may differ.
+
+        ``spare``: a cache that nobody needs any more and that holds the same prompt; the twin takes it over.
+        """
+        if spare is None:
+            spare = self.kv.copy()
+        else:
+            spare.follow(self.kv, self.prompt_length)
         return replace(
             self,
             output_ids=list(self.output_ids),
-            kv=self.kv.copy(),
+            kv=spare,
             sampler=self.sampler.fork(),
             vision={},
         )

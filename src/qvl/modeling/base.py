@@ -21,7 +21,7 @@ from qvl.network.layers import initialise
 from qvl.network.text import TextDecoder
 from qvl.network.vision import VisionTower
 from qvl.ops.attention import get_backend
-from qvl.weights.checkpoint import save_checkpoint
+from qvl.weights.checkpoint import refuse_other_formats, save_checkpoint
 from qvl.weights.load import LoadingOptions, load_model
 
 
@@ -102,6 +102,11 @@ class PreTrainedModel(nn.Module):
         options = LoadingOptions.read(kwargs)
         if not isinstance(config, cls.config_class):
             source = folder if config is None else config
+            if not isinstance(source, str | os.PathLike):
+                raise InputTypeError(
+                    f"config is a {cls.config_class.__name__} or where to read one, "
+                    f"got {type(config).__name__}"
+                )
             config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
         if kwargs:
             raise InputTypeError(f"from_pretrained does not know the arguments {', '.join(sorted(kwargs))}")
@@ -116,17 +121,33 @@ class PreTrainedModel(nn.Module):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
         state_dict: dict[str, torch.Tensor] | None = None,
+        save_function: Any = None,
+        push_to_hub: bool = False,
         max_shard_size: int | str = "5GB",
-        **kwargs: Any,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        token: str | bool | None = None,
+        save_peft_format: bool = True,
     ) -> None:
-        """Writes config.json and safetensors, sharded above ``max_shard_size``, in the released layout."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(self, folder, state_dict=state_dict, max_shard_size=max_shard_size)
+        """Writes config.json and safetensors, sharded above ``max_shard_size``, in the released layout.
+
+        ``state_dict``: other tensors to write. Of several processes only the main one writes. The other
+        arguments are transformers' and must say what is done here anyway: UnsupportedError otherwise.
+        """
+        refuse_other_formats(
+            save_function=save_function,
+            push_to_hub=push_to_hub,
+            safe_serialization=safe_serialization,
+            variant=variant,
+        )
+        if not is_main_process:
+            return
+        save_checkpoint(self, save_directory, state_dict=state_dict, max_shard_size=max_shard_size)
         generation_config = getattr(self, "generation_config", None)
         if generation_config is not None:
-            generation_config.save_pretrained(folder)
+            generation_config.save_pretrained(save_directory)
 
     # -- what a model is ------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ Legend: V vocabulary, T tokens so far.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -192,7 +192,14 @@ def strategies(params: SamplingParams, *, vocab_size: int, keep: int = 1) -> Str
 
 def draw(scores_1V: Tensor, generator: torch.Generator | None) -> int:
     """One token from the distribution that the scores describe; one call of torch's multinomial."""
-    return int(torch.multinomial(torch.softmax(scores_1V, dim=-1), 1, generator=generator))
+    return draw_rows(scores_1V, [generator])[0]
+
+
+def draw_rows(scores_NV: Tensor, generators: Sequence[torch.Generator | None]) -> list[int]:
+    """One token from each row, each with its own generator (None: torch's own, row after row)."""
+    rows = torch.softmax(scores_NV, dim=-1).split(1)
+    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(rows, generators, strict=True)]
+    return [int(token) for token in drawn]
 
 
 def draw_without_replacement(scores_1V: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

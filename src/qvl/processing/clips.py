@@ -98,7 +98,9 @@ class FramesClip:
 
 def is_file(video: Any) -> bool:
     """Whether frames have to be decoded, rather than being there already."""
-    return isinstance(video, str | os.PathLike | bytes | bytearray | memoryview | VideoFile) or hasattr(video, "read")
+    return isinstance(video, str | os.PathLike | bytes | bytearray | memoryview | VideoFile) or hasattr(
+        video, "read"
+    )
 
 
 @contextmanager

@@ -47,7 +47,8 @@ def smart_resize(
 
 
 def _check_limits(least: Any, most: Any) -> None:
-    if not (isinstance(least, Real) and isinstance(most, Real) and least >= 0 and most > 0):
+    numbers = isinstance(least, Real) and isinstance(most, Real)
+    if not numbers or not (least >= 0 and most > 0):
         raise InputError(
             f"min_pixels and max_pixels must be numbers of pixels, such as 256 * 28 * 28 (256 tokens), "
             f"max_pixels above 0; got {least!r} and {most!r}"

@@ -9,7 +9,6 @@ No call changes the backend's settings, so one tokenizer can serve many threads.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +19,7 @@ from tokenizers import Encoding, Tokenizer
 
 from qvl.errors import InputError, InputTypeError, PromptError
 from qvl.processing import chat
+from qvl.processing.assistant import add_assistant_masks
 from qvl.processing.features import BatchFeature
 from qvl.processing.inert import MarkedText, token_pattern
 from qvl.processing.padding import Layout, lengths_kept
@@ -305,28 +305,11 @@ class Qwen2TokenizerFast(Vocabulary):
         return encoded if return_dict else encoded["input_ids"]
 
 
-def add_assistant_masks(
-    encoded: BatchFeature, texts: Sequence[MarkedText], *, keep_offsets: bool = False
-) -> None:
-    """Adds ``assistant_masks`` to lists of rows that have an ``offset_mapping``, which goes unless kept."""
-    encoded["assistant_masks"] = [
-        _mask(offsets, text.assistant_spans())
-        for offsets, text in zip(encoded["offset_mapping"], texts, strict=True)
-    ]
-    if not keep_offsets:
-        del encoded["offset_mapping"]
-
-
-def _mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """1 for every token, given by [first, last) in the text, that overlaps one of the ascending ``spans``."""
-    ends = [end for _, end in spans]
-    nearest = ((bisect_right(ends, first), last) for first, last in offsets)
-    return [int(place < len(spans) and last > spans[place][0]) for place, last in nearest]
-
-
 def _check_stride(stride: int, length: int) -> None:
     if not 0 <= stride < max(length, 1):
-        raise InputError(f"stride must be at least 0 and less than the {length} tokens of a row, got {stride}")
+        raise InputError(
+            f"stride must be at least 0 and less than the {length} tokens of a row, got {stride}"
+        )
 
 
 def _as_batch(text: Any, pair: Any, words: bool) -> tuple[list[Any], list[Any] | None, bool]:

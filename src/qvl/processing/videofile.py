@@ -23,7 +23,6 @@ import numpy as np
 from qvl.errors import InputError, MediaDecodeError, MediaError, MediaTooLargeError
 from qvl.processing.sources import DEFAULT_LIMITS, MediaLimits, describe, opened
 
-STRICT = {"err_detect": "crccheck+explode"}  # decoders hide damage by inventing pixels unless told not to
 SEEK_GAIN = 8  # a seek empties the decoder, so it is worth it only where it skips more frames than this
 
 
@@ -124,10 +123,16 @@ class VideoFile:
             self.decoded_frames += 1
             self._position = self._number_of(frame)
             if self._position == number:
-                return frame
+                return self._sound(frame)
             if self._position > number:
                 return None
         return None
+
+    def _sound(self, frame: Any) -> Any:
+        """The frame, unless the decoder had to invent a part of it."""
+        if frame.is_corrupt:
+            raise MediaDecodeError(f"Frame {self._position} of {self.name} is broken")
+        return frame
 
     def _number_of(self, frame: Any) -> int:
         """The number of the frame that was just decoded; a frame that the index lacks leaves it as it was."""
@@ -154,7 +159,6 @@ class VideoFile:
         self._container = self._open_container()
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
-        self._stream.codec_context.options = STRICT
         self._frames = self._decoder()
         self._position = -1
 
@@ -242,7 +246,10 @@ class VideoFile:
         self._file.seek(0)
         with self._decoding():
             # genpts: AVI and the like store decoding times only. io_open: playlists may not open other files.
-            container = av.open(self._file, options={"fflags": "+genpts"}, io_open=self._refuse_other_files)
+            # mode: taken from the stream otherwise, and a download's is "w+b".
+            container = av.open(
+                self._file, "r", options={"fflags": "+genpts"}, io_open=self._refuse_other_files
+            )
         if not container.streams.video:
             container.close()
             raise MediaDecodeError(f"{self.name} has no video stream")

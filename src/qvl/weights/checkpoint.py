@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qvl.errors import CheckpointError
+from qvl.errors import CheckpointError, UnsupportedError
 from qvl.weights.files import parse_size, write_tensors
 from qvl.weights.names import to_released
 from qvl.weights.quantized_files import flatten_quantized, is_quantized
@@ -45,6 +45,20 @@ def save_checkpoint(
     config.architectures = [type(module).__name__]
     config.dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
     config.save_pretrained(folder)
+
+
+def refuse_other_formats(
+    *, save_function: Any, push_to_hub: bool, safe_serialization: bool, variant: str | None
+) -> None:
+    """UnsupportedError for a way of saving that is not this one: safetensors in a local folder."""
+    if not safe_serialization or save_function is not None:
+        raise UnsupportedError("weights are saved as safetensors alone; leave safe_serialization on")
+    if push_to_hub:
+        raise UnsupportedError(
+            "nothing is uploaded here; save to a folder, then: hf upload OWNER/NAME FOLDER"
+        )
+    if variant is not None:
+        raise UnsupportedError(f"files have no variants here; save {variant!r} to a folder of its own")
 
 
 def stored_tensors(

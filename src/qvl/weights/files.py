@@ -91,29 +91,29 @@ class Checkpoint:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
-        mapped: bool = True,
+        passing: bool = False,
     ) -> Tensor:
         """The tensor, on ``device`` and (if it is floating-point) in ``dtype``.
 
         What needs no change is a view of the mapped file: no second copy, and writes stay private. What
-        does (or ``mapped=False`` asks for) is copied in pieces, so that no more than one piece of the file
-        lies in memory beside the copy.
+        does is copied in pieces, so that no more than one piece of the file lies in memory beside the copy.
+        ``passing``: the tensor will be dropped soon; as a view it has a mapping of its own, closed with it.
         """
         path = self.files[name]
         stored = self._open[path].get_slice(name).get_dtype()
         same_dtype = dtype is None or _DTYPES.get(stored, dtype) == dtype
+        if not same_dtype or torch.device(device).type != "cpu":
+            return self._copied(name, _DTYPES.get(stored) and dtype, torch.device(device))
         with _corruption_named(path):
-            if mapped and same_dtype and torch.device(device).type == "cpu":
-                return self._open[path].get_tensor(name)
-        return self._copied(name, _DTYPES.get(stored) and dtype, device)
+            return (_opened(path) if passing else self._open[path]).get_tensor(name)
 
-    def _copied(self, name: str, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
+    def _copied(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
         """The tensor piece by piece (runs of rows), each through a handle of its own: closing it gives back
         the pages of the file that the piece came from."""
         path, shape = self.files[name], self.shape(name)
         if not shape or 0 in shape:
-            with _corruption_named(path), safe_open(path, framework="pt") as handle:
-                return handle.get_tensor(name).to(device=device, dtype=dtype)
+            with _corruption_named(path):
+                return _opened(path).get_tensor(name).to(device=device, dtype=dtype)
         rows = max(1, PIECE // (8 * math.prod(shape[1:])))
         whole: Tensor | None = None
         for start in range(0, shape[0], rows):

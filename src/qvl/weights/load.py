@@ -169,7 +169,7 @@ def fill(
         for group, stored in plan:
             name = group.names[0]
             convert = quantizer is not None and name in quantizer.layers
-            tensor = source.read(stored, dtype=dtype, device=placement.device_of(name), mapped=not convert)
+            tensor = source.read(stored, dtype=dtype, device=placement.device_of(name), passing=convert)
             trainable = group.tensor.requires_grad and not is_quantized(tensor)
             group.assign(module, tensor, trainable=trainable)
             progress.advance(tensor.nbytes)

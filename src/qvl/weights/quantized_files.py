@@ -80,9 +80,9 @@ class QuantizedCheckpoint:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
-        mapped: bool = True,
+        passing: bool = False,
     ) -> Tensor:
-        """See ``Checkpoint.read``; what is quantized keeps its dtype, and nothing is mapped."""
+        """See ``Checkpoint.read``; what is quantized keeps its dtype, and nothing is passing."""
         tensor = self.files[name]
         if is_quantized(tensor):
             return tensor.to(device)

@@ -7,8 +7,10 @@ never lies in memory at full width.
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -52,6 +54,7 @@ class Quantizer:
                 f"{layer.weight.device}): {error}"
             ) from error
         self._done += 1
+        _give_back_freed_memory()
 
     def finish(self) -> None:
         """Tie again what was tied (or part it) and warn of layers that keep their weights; ConfigError if
@@ -74,6 +77,13 @@ class Quantizer:
         if _asked_for("lm_head", head, self.config):
             self.layers["lm_head.weight"] = head
             self.convert("lm_head.weight")
+
+
+def _give_back_freed_memory() -> None:
+    """What converting a layer took besides its outcome leaves gaps in the heap that the next layer does not
+    fit into: without this they would add up to the size of the model. Only glibc has the call."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def quantize_module(module: nn.Module, config: TorchAoConfig) -> None:
