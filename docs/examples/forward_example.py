@@ -1,20 +1,24 @@
 """From a prompt string and a picture to an answer, step by step.
 
-python docs/examples/forward_example.py [MODEL] [IMAGE]
+    python docs/examples/forward_example.py [MODEL] [IMAGE]
+
+The documentation page's example under ``forward`` cannot run as it is printed, so here the processor returns
+tensors (``return_tensors="pt"``), ``generate`` gets the pixels as well as the ids and a number of new tokens
+(the picture alone is longer than ``max_length=30``), and ``vision_infos``, which nothing reads, is left out.
 """
 
 import sys
 
 from qvl import AutoProcessor, Qwen2_5_VLForConditionalGeneration
-from qvl.processing.media import load_image
 
 
 def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     image: str = "https://www.ilankelman.org/stopsigns/australia.jpg",
 ) -> str:
-    processor = AutoProcessor.from_pretrained(model)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model)
+    name = model
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(name)
+    processor = AutoProcessor.from_pretrained(name)
 
     messages = [
         {
@@ -25,7 +29,6 @@ def main(
             ],
         },
     ]
-    image = load_image(image)
 
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = processor(text=[text], images=[image], return_tensors="pt")

@@ -6,7 +6,6 @@ python docs/examples/pixels.py [MODEL] [IMAGE]
 import sys
 
 from qvl import AutoProcessor
-from qvl.processing.media import load_image
 
 
 def tokens(processor, image) -> int:
@@ -18,18 +17,16 @@ def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     image: str = "https://www.ilankelman.org/stopsigns/australia.jpg",
 ) -> tuple[int, int]:
-    picture = load_image(image)
-
     min_pixels = 224 * 224
     max_pixels = 2048 * 2048
     processor = AutoProcessor.from_pretrained(model, min_pixels=min_pixels, max_pixels=max_pixels)
-    high = tokens(processor, picture)
+    high = tokens(processor, image)
 
     # Higher resolution can require more compute whereas reducing the resolution can save memory:
     min_pixels = 256 * 28 * 28
     max_pixels = 1024 * 28 * 28
     processor = AutoProcessor.from_pretrained(model, min_pixels=min_pixels, max_pixels=max_pixels)
-    low = tokens(processor, picture)
+    low = tokens(processor, image)
     return high, low
 
 

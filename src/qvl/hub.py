@@ -107,9 +107,16 @@ def _repository_id(name_or_path: str | os.PathLike[str]) -> str:
 
 def _snapshot(repository: str, *, revision: str | None, **options: Any) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm
+
+    class Files(tqdm):
+        """The count of files beside the bars of each: on a terminal only, and not for files in the cache."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{"disable": None, **kwargs, "leave": False, "delay": 0.5})
 
     with _plain_errors(repository, revision):
-        return Path(snapshot_download(repository, revision=revision, **options))
+        return Path(snapshot_download(repository, revision=revision, tqdm_class=Files, **options))
 
 
 @contextmanager

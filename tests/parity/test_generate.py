@@ -26,7 +26,7 @@ def models():
 
 
 def pair(**settings):
-    """The same weights twice. No end-of-sequence id unless a test gives one: answers have their full length."""
+    """The same weights twice. No end-of-sequence id unless a test gives one: answers have full length."""
     theirs_config, ours_config = tiny_configs(**settings)
     theirs = tiny_oracle(theirs_config)
     ours = Qwen2_5_VLForConditionalGeneration(ours_config).eval()
@@ -76,11 +76,15 @@ class TestGreedy:
         """Where padding is on the right, transformers continues behind the padding; qvl does not."""
         _, model = models
         arguments = batch(*MIXED, side=side, pad=PAD)
-        together = model.generate(**arguments, max_new_tokens=24)[:, arguments["input_ids"].shape[1] :]
+        settings = {"max_new_tokens": 64, "return_dict_in_generate": True, "output_logits": True}
+        together = model.generate(**arguments, **settings)
+        new = together.sequences[:, arguments["input_ids"].shape[1] :]
         for i in range(len(MIXED)):
             alone = single(arguments, MIXED, i)
-            expected = model.generate(**alone, max_new_tokens=24)
-            assert torch.equal(together[i], expected[0, alone["input_ids"].shape[1] :])
+            expected = model.generate(**alone, **settings)
+            assert torch.equal(new[i], expected.sequences[0, alone["input_ids"].shape[1] :])
+            for ours, own in zip(together.logits, expected.logits, strict=True):
+                torch.testing.assert_close(ours[i], own[0], atol=1e-5, rtol=1e-5)
 
     def test_sliding_window(self):
         models = pair(text={"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1})
@@ -189,8 +193,8 @@ class TestPenalties:
             {"repetition_penalty": 0.8},
             {"no_repeat_ngram_size": 2},
             {"no_repeat_ngram_size": 1},
-            {"encoder_repetition_penalty": 1.5},
             {"encoder_no_repeat_ngram_size": 1},
+            {"forced_bos_token_id": 5},
             {"bad_words_ids": [[198], [80, 185], [117, 35, 84]]},
             {"sequence_bias": [[[198], -20.0], [[80, 185], -30.0], [[3], 2.0]], "repetition_penalty": 1.1},
             {"suppress_tokens": [80, 198], "begin_suppress_tokens": [124, 161]},
@@ -215,6 +219,19 @@ class TestPenalties:
         )
         assert torch.equal(ours.sequences, theirs.sequences)
         torch.testing.assert_close(ours.scores, theirs.scores, **CLOSE)
+
+    @pytest.mark.parametrize("num_beams", [1, 3])
+    def test_reward_of_the_prompt(self, models, num_beams):
+        """transformers rewards the first beam only; given the prompt once for each beam, all of them."""
+        from transformers import EncoderRepetitionPenaltyLogitsProcessor as Theirs
+
+        arguments = batch(*TEXT)
+        prompts = arguments["input_ids"].expand(num_beams, -1)
+        settings = {"max_new_tokens": 48, "num_beams": num_beams, "pad_token_id": PAD}
+        expected = models[0].generate(**arguments, **settings, logits_processor=[Theirs(1.5, prompts)])
+        ours = models[1].generate(**arguments, **settings, encoder_repetition_penalty=1.5)
+        assert torch.equal(ours, expected)
+        assert not torch.equal(ours, models[1].generate(**arguments, **settings))
 
 
 class TestOutput:
@@ -277,8 +294,17 @@ class TestOutput:
         assert torch.equal(ours, theirs)
 
     def test_several_answers(self, models):
-        ours, theirs = both(models, batch(*MIXED[:2], pad=PAD), do_sample=True, num_return_sequences=3)
+        """Row r of the answer is what a call of its own gives with seed + r."""
+        arguments = batch(*MIXED[:2], pad=PAD)
+        sampled = {"do_sample": True, "temperature": 1.3, "seed": 70}
+        ours, theirs = both(models, arguments, num_return_sequences=3, **sampled | {"seed": None})
         assert ours.shape == theirs.shape
+        ours = models[1].generate(**arguments, num_return_sequences=3, max_new_tokens=30, **sampled)
+        assert len({tuple(row) for row in ours.tolist()}) == 6
+        for row, ids in enumerate(ours):
+            alone = single(arguments, MIXED[:2], row // 3)
+            own = models[1].generate(**alone, max_new_tokens=30, **sampled | {"seed": 70 + row})
+            assert torch.equal(ids[-30:], own[0, -30:])
 
 
 class TestCallbacks:
@@ -363,6 +389,7 @@ class TestLookup:
     @pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.1}, {"eos_token_id": [35]}], ids=str)
     def test_guesses_do_not_change_the_answer(self, models, settings):
         ids = random_ids(1, 12).repeat(1, 3)
+        settings = {"eos_token_id": 195, **settings}  # transformers' lookup cannot do without one
         arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         ours, theirs = both(
             models, arguments, prompt_lookup_num_tokens=5, max_matching_ngram_size=3, **settings
@@ -377,33 +404,13 @@ class TestLookup:
             models,
             {"input_ids": ids},
             prompt_lookup_num_tokens=4,
+            eos_token_id=195,
             return_dict_in_generate=True,
             output_scores=True,
             output_logits=True,
         )
         torch.testing.assert_close(ours.scores, theirs.scores, **CLOSE)
         torch.testing.assert_close(ours.logits, theirs.logits, **CLOSE)
-
-
-class TestCache:
-    def test_a_conversation_goes_on(self, models):
-        """Second turn with the first one's cache = the whole conversation from nothing, here and there."""
-        theirs, ours = models
-        first = batch(*IMAGE)
-        settings = {"max_new_tokens": 10, "pad_token_id": PAD, "return_dict_in_generate": True}
-        results = []
-        for model in (theirs, ours):
-            theirs.model.rope_deltas = None
-            one = model.generate(**first, **settings)
-            ids = torch.cat([one.sequences, random_ids(1, 5, seed=9)], dim=1)
-            again = {**first, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            two = model.generate(**again, **settings, past_key_values=one.past_key_values)
-            assert two.past_key_values is one.past_key_values
-            assert two.past_key_values.get_seq_length() == ids.shape[1] + 9
-            theirs.model.rope_deltas = None
-            assert torch.equal(model.generate(**again, **settings).sequences, two.sequences)
-            results.append(two.sequences)
-        assert torch.equal(*results)
 
 
 class TestText:

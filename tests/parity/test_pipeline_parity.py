@@ -5,6 +5,7 @@ given qvl's processor, and what is compared is everything that a pipeline does.
 """
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -75,6 +76,19 @@ CALLS = {
     "settings": {"text": CHAT, "generate_kwargs": {"num_beams": 2, "min_new_tokens": 3}},
     "token ids": {"text": "Once upon a time", "return_tensors": True},
 }
+
+
+def test_the_arguments_stand_where_transformers_has_them():
+    import transformers
+
+    import qvl
+
+    def order(function):
+        named = inspect.signature(function).parameters.values()
+        return [(p.name, p.default) for p in named if p.name != "kwargs"]
+
+    expected = order(transformers.pipeline)
+    assert order(qvl.pipeline)[: len(expected)] == expected
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -33,6 +33,8 @@ def test_forward(name):
     assert_offers(getattr(qvl, name).forward, getattr(theirs, name).forward)
     names = list(parameters(getattr(theirs, name).forward))
     assert list(parameters(getattr(qvl, name).forward))[: len(names)] == names  # positional calls too
+    kinds = {p.kind for p in inspect.signature(getattr(qvl, name).forward).parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD in kinds
 
 
 @pytest.mark.parametrize("name", CONFIGS)

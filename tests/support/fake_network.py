@@ -75,5 +75,8 @@ class FakeNetwork:
         )
         return x_TD + attends[0](q_THD, k_THD, v_THD).flatten(1)
 
+    def named_parameters(self):
+        return [("head", self.head)]
+
     def logits(self, x_ND):
         return x_ND @ self.head

@@ -8,19 +8,21 @@ import json
 import struct
 import zlib
 
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from qvl import errors
 from qvl.config import AutoConfig, Qwen2_5_VLConfig
 from qvl.modeling import Qwen2_5_VLForConditionalGeneration
-from qvl.processing.image import Qwen2VLImageProcessor
-from qvl.processing.media import load_image
-from qvl.processing.video import Qwen2_5_VLVideoProcessor
+from qvl.processing.processor import Qwen2_5_VLProcessor
 from support.batches import batch, prompt_row
+from support.checkpoint import write_checkpoint
 from support.tiny import tiny_settings
+from support.video import write_video
 
 
 @pytest.fixture(scope="module")
@@ -65,77 +67,117 @@ def check(info, *kinds, says):
     assert len(message) < 500 and "Traceback" not in message
 
 
-# -- pictures ---------------------------------------------------------------------------------------------
+# -- pictures and videos -----------------------------------------------------------------------------------
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(errors.MediaNotFoundError) as info:
-        load_image(tmp_path / "nothing.jpg")
-    check(info, ValueError, OSError, FileNotFoundError, says=["nothing.jpg"])
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory):
+    folder = write_checkpoint(tmp_path_factory.mktemp("processor"), weights=False)
+    return Qwen2_5_VLProcessor.from_pretrained(folder)
 
 
-def test_text_file_named_jpg(tmp_path):
-    path = tmp_path / "notes.jpg"
-    path.write_text("this is not a picture")
-    with pytest.raises(errors.MediaDecodeError) as info:
-        load_image(path)
-    check(info, ValueError, OSError, says=["notes.jpg"])
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Everything that the rows below name, good files and bad ones."""
+    folder = tmp_path_factory.mktemp("media")
+    (folder / "notes.jpg").write_text("this is not a picture")
+    (folder / "cut.jpg").write_bytes(jpeg()[:700])
+    Image.new("RGB", (5000, 1)).save(folder / "line.png")
+    (folder / "huge.png").write_bytes(declared_png(40_000, 25_000))
+    write_video(folder / "good.mp4", frames=8)
+    (folder / "cut.mp4").write_bytes((folder / "good.mp4").read_bytes()[:-300])
+    (folder / "broken.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)) * 8)
+    with av.open(str(folder / "empty.avi"), "w") as container:  # a video stream, and nothing in it
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height = 64, 48
+        container.start_encoding()
+    return folder
 
 
-def test_truncated_jpeg(tmp_path):
-    path = tmp_path / "cut.jpg"
-    path.write_bytes(jpeg()[:700])
-    with pytest.raises(errors.MediaDecodeError) as info:
-        load_image(path)
-    check(info, ValueError, OSError, says=["cut.jpg"])
+def frames(count: int) -> np.ndarray:
+    return np.zeros((count, 56, 56, 3), np.uint8)
 
 
-def test_one_by_five_thousand():
-    with pytest.raises(errors.MediaError) as info:
-        Qwen2VLImageProcessor()(Image.new("RGB", (5000, 1)))
-    check(info, ValueError, says=["200"])
+NOT_FOUND, DECODE, TOO_LARGE = errors.MediaNotFoundError, errors.MediaDecodeError, errors.MediaTooLargeError
+# (what is wrong, file or frames, options of the call, the error, built-in types that catch it, what it says)
+PICTURES = [
+    ("missing file", "nothing.jpg", NOT_FOUND, (ValueError, FileNotFoundError), ["nothing.jpg"]),
+    ("text file named .jpg", "notes.jpg", DECODE, (ValueError, OSError), ["notes.jpg"]),
+    ("truncated JPEG", "cut.jpg", DECODE, (ValueError, OSError), ["cut.jpg"]),
+    ("5000 x 1", "line.png", errors.MediaError, (ValueError,), ["200"]),
+    ("a billion declared pixels", "huge.png", TOO_LARGE, (ValueError,), ["pixels"]),
+]
+VIDEOS = [
+    ("missing file", "nothing.mp4", {}, NOT_FOUND, (TypeError, FileNotFoundError), ["nothing.mp4"]),
+    ("no frames", frames(0), {}, errors.MediaError, (ValueError,), ["frame"]),
+    ("no frames in the file", "empty.avi", {}, errors.MediaError, (ValueError,), ["empty.avi", "frame"]),
+    ("corrupt", "broken.mp4", {}, DECODE, (ValueError, OSError), ["broken.mp4"]),
+    ("truncated", "cut.mp4", {}, errors.MediaError, (ValueError,), ["cut.mp4"]),
+    ("fps 0", "good.mp4", {"fps": 0}, errors.InputError, (ValueError,), ["fps", "0"]),
+    ("fps below 0", "good.mp4", {"fps": -1.5}, errors.InputError, (ValueError,), ["fps", "-1.5"]),
+    ("fps 0 of frames", frames(8), {"fps": 0}, errors.InputError, (ValueError,), ["fps", "0"]),
+    (
+        "both fps and num_frames",
+        "good.mp4",
+        {"fps": 1, "num_frames": 4},
+        errors.InputError,
+        (ValueError,),
+        ["fps", "num_frames"],
+    ),
+]
 
 
-def test_a_billion_declared_pixels():
-    with pytest.raises(errors.MediaTooLargeError) as info:
-        load_image(declared_png(40_000, 25_000))
-    check(info, ValueError, says=["pixels"])
+def ask(processor, kind, medium, **options):
+    """The documented way: a message with the medium and a question."""
+    content = [{"type": kind, kind: medium}, {"type": "text", "text": "What is this?"}]
+    settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    return processor.apply_chat_template([{"role": "user", "content": content}], **settings, **options)
 
 
-# -- videos -----------------------------------------------------------------------------------------------
+def test_the_good_files_are_read(processor, folder):
+    """Guards the rows below: the same calls with nothing wrong."""
+    (folder / "good.jpg").write_bytes(jpeg())
+    assert len(ask(processor, "image", str(folder / "good.jpg"))["pixel_values"])
+    for options in ({"fps": 1}, {"num_frames": 4}):
+        assert len(ask(processor, "video", str(folder / "good.mp4"), **options)["pixel_values_videos"])
 
 
-def test_video_without_frames():
-    with pytest.raises(errors.MediaError) as info:
-        Qwen2_5_VLVideoProcessor()(videos=[np.zeros((0, 56, 56, 3), np.uint8)])
-    check(info, ValueError, says=["frame"])
+@pytest.mark.parametrize(
+    "name, kind, kinds, says", [row[1:] for row in PICTURES], ids=[r[0] for r in PICTURES]
+)
+def test_pictures(processor, folder, name, kind, kinds, says):
+    for call in (lambda path: ask(processor, "image", path), lambda path: processor(text="", images=path)):
+        with pytest.raises(kind) as info:
+            call(str(folder / name))
+        check(info, *kinds, says=says)
 
 
-def test_corrupt_video(tmp_path):
-    path = tmp_path / "broken.mp4"
-    path.write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)) * 8)
-    with pytest.raises(errors.MediaDecodeError) as info:
-        Qwen2_5_VLVideoProcessor()(videos=[str(path)])
-    check(info, ValueError, OSError, says=["broken.mp4"])
-
-
-FRAMES = np.zeros((8, 56, 56, 3), np.uint8)
-
-
-@pytest.mark.parametrize("fps", [0, -1])
-def test_fps_not_positive(fps):
-    with pytest.raises(errors.InputError) as info:
-        Qwen2_5_VLVideoProcessor()(videos=[FRAMES], fps=fps, do_sample_frames=True)
-    check(info, ValueError, says=["fps"])
-
-
-def test_both_fps_and_num_frames():
-    with pytest.raises(errors.InputError) as info:
-        Qwen2_5_VLVideoProcessor()(videos=[FRAMES], fps=1, num_frames=4, do_sample_frames=True)
-    check(info, ValueError, says=["fps", "num_frames"])
+@pytest.mark.parametrize(
+    "medium, options, kind, kinds, says", [row[1:] for row in VIDEOS], ids=[row[0] for row in VIDEOS]
+)
+def test_videos(processor, folder, medium, options, kind, kinds, says):
+    medium = str(folder / medium) if isinstance(medium, str) else medium
+    with pytest.raises(kind) as info:
+        ask(processor, "video", medium, **options)
+    check(info, *kinds, says=says)
+    if isinstance(medium, np.ndarray):
+        return
+    with pytest.raises(kind) as info:
+        processor.video_processor(videos=[medium], **options)
+    check(info, *kinds, says=says)
 
 
 # -- prompts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("placeholders, media", [(2, 1), (0, 1), (1, 2)])
+def test_placeholders_and_media_handed_over_differ(processor, kind, placeholders, media):
+    text = f"<|vision_start|><|{kind}_pad|><|vision_end|>" * placeholders + "Hello"
+    handed = [Image.new("RGB", (56, 56))] * media if kind == "image" else [frames(4)] * media
+    with pytest.raises(errors.PlaceholderMismatchError) as info:
+        processor(text=[text], return_tensors="pt", **{f"{kind}s": handed})
+    check(info, ValueError, says=[kind, str(placeholders), str(media)])
 
 
 def test_placeholders_and_media_differ(model):
@@ -144,7 +186,7 @@ def test_placeholders_and_media_differ(model):
     arguments["pixel_values"] = torch.zeros(24, 1176)
     for call in (model, model.generate):
         with pytest.raises(errors.PlaceholderMismatchError) as info:
-            call(**arguments)
+            call(**arguments, **({"max_new_tokens": 1} if call == model.generate else {}))
         check(info, ValueError, says=["4", "6"])
 
 
@@ -189,6 +231,18 @@ def test_config_of_another_model(checkpoint):
         check(info, ValueError, says=["llama"])
 
 
+def test_nothing_half_done(model, checkpoint):
+    """A save that fails leaves the checkpoint as it was, and a load that fails leaves no file."""
+    before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    with pytest.raises(errors.CheckpointError):
+        model.save_pretrained(checkpoint, state_dict={"model.norm.weight": torch.empty(1, device="meta")})
+    with pytest.raises(errors.InputError):
+        model.save_pretrained(checkpoint, max_shard_size="much")
+    with pytest.raises(errors.InputError):
+        Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype="int8")
+    assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
+
+
 def test_tensor_of_another_shape(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     config["text_config"]["intermediate_size"] = 52
@@ -199,13 +253,18 @@ def test_tensor_of_another_shape(checkpoint):
     assert "gate_proj" in str(info.value) and "52" in str(info.value)
 
 
-@pytest.mark.parametrize("part", ["vision tower", "text decoder"])
-def test_weights_that_are_not_numbers(part):
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**tiny_settings())).eval()
-    broken = model.visual.blocks[2].mlp if part == "vision tower" else model.language_model.layers[1].mlp
-    with torch.no_grad():
-        broken.up_proj.weight[0, 0] = float("nan")
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        ("vision tower", "visual.blocks.2.mlp.up_proj.weight"),
+        ("text decoder", "model.layers.1.mlp.up_proj.weight"),
+    ],
+)
+def test_weights_that_are_not_numbers(checkpoint, part, name):
+    stored = load_file(checkpoint / "model.safetensors")
+    stored[name][0, 0] = float("nan")
+    save_file(stored, checkpoint / "model.safetensors")
+    broken = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint)
     with pytest.raises(errors.NonFiniteError) as info:
-        model.generate(**batch(prompt_row(3, ("image", (1, 4, 4)), 2)), max_new_tokens=2)
-    check(info, ValueError, says=[part])
+        broken.generate(**batch(prompt_row(3, ("image", (1, 4, 4)), 2)), max_new_tokens=2)
+    check(info, ValueError, says=[part, name.split(".", 1)[1]])

@@ -128,7 +128,8 @@ def test_drawn_beams_follow_the_seed():
     assert len({draw(seed) for seed in range(5)}) > 1
 
 
-def test_a_cache_is_copied_only_for_a_second_child(monkeypatch):
+def test_caches_are_copied_once_and_then_handed_on(monkeypatch):
+    """When the beams part, one for each but the first; later a second child takes over a dropped beam's."""
     from qvl.engine.kv import SequenceKV
 
     copies = []
@@ -137,7 +138,7 @@ def test_a_cache_is_copied_only_for_a_second_child(monkeypatch):
     result = search(SamplingParams(max_new_tokens=6), BeamParams(3, 1, keep_scores=True), keep_kv=True)
     kvs = result.extras["beams"].kvs
     assert len({id(kv) for kv in kvs}) == 3 and [kv.length for kv in kvs] == [3 + 5] * 3
-    assert 2 <= len(copies) < 6 * 3
+    assert len(copies) == 2
 
 
 def test_refusals():

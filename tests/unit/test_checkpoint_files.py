@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qvl.errors import CheckpointCorruptError, CheckpointNotFoundError, InputError
+from qvl.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError, InputError
+from qvl.weights import files
 from qvl.weights.files import INDEX, SINGLE, Checkpoint, parse_size, split, write_tensors
 
 
@@ -59,14 +60,31 @@ def test_saving_again_leaves_nothing_of_before(tmp_path, tensors):
     assert set(Checkpoint(tmp_path).files) == set(tensors)
 
 
-def test_an_interrupted_save_leaves_the_old_weights(tmp_path, tensors):
+def test_an_interrupted_save_leaves_the_old_weights(tmp_path, tensors, monkeypatch):
     write_tensors(tmp_path, tensors)
-    with pytest.raises(Exception):  # noqa: B017 - whatever safetensors raises for something that is no tensor
-        write_tensors(
-            tmp_path, {"t0": tensors["t0"], "t1": torch.empty(3, device="meta")}, max_shard_size=400
-        )
+    written = []
+
+    def full_disk(shard, path, **options):
+        if written:
+            raise OSError("No space left on device")
+        written.append(save_file(shard, path, **options))
+
+    monkeypatch.setattr(files, "save_file", full_disk)
+    with pytest.raises(CheckpointError, match=r"cannot be written .* No space left"):
+        write_tensors(tmp_path, {name: t + 1 for name, t in tensors.items()}, max_shard_size=400)
+    assert len(written) == 1, "the first shard was there already"
     assert names(tmp_path) == [SINGLE]
-    assert set(Checkpoint(tmp_path).files) == set(tensors)
+    assert all(torch.equal(Checkpoint(tmp_path).read(name), tensors[name]) for name in tensors)
+
+
+def test_what_cannot_be_written(tmp_path, tensors):
+    with pytest.raises(CheckpointError, match=r"1 tensors have no data to save .* first t9"):
+        write_tensors(tmp_path, {**tensors, "t9": torch.empty(3, device="meta")})
+    assert names(tmp_path) == []
+    (tmp_path / SINGLE).mkdir()  # a folder in the way
+    with pytest.raises(CheckpointError, match="cannot be written into"):
+        write_tensors(tmp_path, tensors)
+    assert names(tmp_path) == [SINGLE]
 
 
 def test_mapped_tensors_survive_their_files_being_replaced(tmp_path, tensors):
@@ -88,6 +106,18 @@ def test_reading_casts_floats_only(tmp_path):
     assert checkpoint.read("f", dtype=torch.bfloat16).dtype == torch.bfloat16
     assert checkpoint.read("i", dtype=torch.bfloat16).dtype == torch.int64
     assert checkpoint.read("f", device="meta").is_meta
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (5, 3), (3, 2, 2)])
+@pytest.mark.parametrize("piece", [1, 64, 10**6])
+def test_casting_in_pieces(tmp_path, monkeypatch, shape, piece):
+    monkeypatch.setattr(files, "PIECE", piece)
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    write_tensors(tmp_path, {"a": tensor, "b": tensor + 1})
+    for passing in (False, True):
+        cast = Checkpoint(tmp_path).read("b", dtype=torch.bfloat16, passing=passing)
+        assert cast.shape == shape and torch.equal(cast, (tensor + 1).bfloat16())
+    assert torch.equal(Checkpoint(tmp_path).read("b", passing=True), tensor + 1)
 
 
 def test_views_and_transposed_tensors_are_written_as_they_look(tmp_path, tensors):
@@ -112,10 +142,14 @@ def test_sizes_that_are_none(size):
 
 
 def test_no_weights(tmp_path):
-    with pytest.raises(CheckpointNotFoundError, match=r"neither model\.safetensors nor"):
+    with pytest.raises(CheckpointNotFoundError, match=r"neither model\.safetensors nor.*are safetensors"):
         Checkpoint(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointNotFoundError, match="pickled"):
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_pickled_weights(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointNotFoundError, match=r"pickled \.bin weights are never opened"):
         Checkpoint(tmp_path)
 
 

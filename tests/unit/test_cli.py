@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 from qvl.cli import BROKEN_PIPE, FAILED, INTERRUPTED, OK, USAGE, main
+from qvl.cli.app import app
+from qvl.cli.chat import HELP
 from qvl.cli.report import boxes
 from qvl.cli.streams import write
 from support.checkpoint import write_checkpoint
@@ -320,7 +324,10 @@ class TestErrors:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("qvl.cli.ask.generation_settings", interrupt)
-        assert run("ask", "What?")[0] == INTERRUPTED
+        assert run("ask", "What?") == (INTERRUPTED, "", "")
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        assert main(["ask", "What?"]) == INTERRUPTED
+        assert sys.stderr.getvalue() == "\n"  # the shell's prompt begins a line of its own
 
 
 class TestInfo:
@@ -530,3 +537,33 @@ class TestTerminal:
     def test_a_file_gets_what_the_model_said(self, capsys):
         write(self.ANSWER)
         assert capsys.readouterr().out == self.ANSWER
+
+
+class TestDocumentation:
+    """docs/cli.md names what the program has."""
+
+    PAGE = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+
+    def test_every_option(self):
+        commands = typer.main.get_command(app).commands
+        assert set(commands) == {"ask", "chat", "info"}
+        for command in commands.values():
+            options = {name for option in command.params for name in option.opts if name.startswith("-")}
+            assert {"--debug", "--max-pixels", "--fps"} <= options
+            assert all(f"`{name}`" in self.PAGE for name in options - {"--help"}), options
+
+    def test_every_exit_code(self):
+        codes = [int(code) for code in re.findall(r"^\| (\d+) \|", self.PAGE, re.MULTILINE)]
+        assert codes == [OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE]
+
+    def test_every_command_of_a_conversation(self):
+        commands = re.findall(r"^(/\w+)", HELP, re.MULTILINE)
+        assert len(commands) == 5 and all(f"`{command}" in self.PAGE for command in commands)
+
+    def test_every_entry_of_json(self, run, model, media):
+        asked = run("ask", media / "video.mp4", "?", "-m", model, "--max-new-tokens", 1, "--json")[1]
+        told = run("info", model, media / "video.mp4", "--json")[1]
+        answer, facts = json.loads(asked), json.loads(told)
+        assert all(f'"{name}"' in self.PAGE for name in {**answer, **answer["tokens"], **answer["seconds"]})
+        assert all(f"`{name}`" in self.PAGE for name in facts)
+        assert set(facts["media"][0]) - set(answer["media"][0]) == {"frames", "sampled_fps"}

@@ -6,6 +6,7 @@ import torch
 from qvl.engine.engine import Engine, EngineSettings
 from qvl.engine.fake import FakeEngine
 from qvl.engine.kv import SequenceKV
+from qvl.engine.sampler import Sampler
 from qvl.engine.sequence import Hooks
 from qvl.errors import (
     CacheError,
@@ -194,6 +195,34 @@ class TestEnds:
         engine.abort(engine.add(text(1, 2), SamplingParams()))
         assert [d.finish_reason for d in engine.run()] == ["abort"]
 
+    @pytest.mark.parametrize("hook", ["process", "stop", "record", "on_tokens", "progress"])
+    def test_abort_from_a_hook(self, hook):
+        """Of itself and of a neighbour: the step is done, then both are told to be over, once."""
+        engine, asked = Engine(FakeNetwork()), []
+
+        def abort(*args):
+            asked.extend(engine.abort(i) for i in (() if asked else (0, 1)))
+            return args[-1] if hook == "process" else False
+
+        engine.add(text(1, 2), SamplingParams(), hooks=Hooks(**{hook: abort}))
+        engine.add(text(3, 4), SamplingParams())
+        engine.add(text(5, 6), SamplingParams())
+        ends = [(d.sequence_id, d.finish_reason) for d in engine.run() if d.finish_reason]
+        assert asked[:2] == [True, True]
+        assert ends == [(0, "abort"), (1, "abort"), (2, "length")]
+
+    def test_abort_in_a_step_that_fails(self):
+        engine = Engine(FakeNetwork())
+
+        def abort_and_fail(sequence, new):
+            engine.abort(0)
+            raise ZeroDivisionError
+
+        engine.add(text(1, 2), SamplingParams(), hooks=Hooks(on_tokens=abort_and_fail))
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+        assert not engine.has_work
+
 
 class TestHooks:
     def test_process_acts_between_penalties_and_truncation(self):
@@ -233,6 +262,46 @@ class TestHooks:
         ids, _ = answer(FakeNetwork(), text(*range(20)), settings=EngineSettings(8), hooks=hooks)
         assert [token for part in new for token in part] == ids and all(len(part) == 1 for part in new)
         assert progress == [(8, 20), (16, 20), (20, 20)]
+
+
+def test_scores_and_tokens_are_those_of_each_alone():
+    """Sequences of three kinds share a step; truncation in one tensor changes no bit and no draw."""
+    kinds = [
+        {"temperature": 0.8, "top_k": 9, "top_p": 0.9},
+        {"repetition_penalty": 1.4},
+        {"temperature": 1.3, "min_p": 0.02, "typical_p": 0.9, "no_repeat_ngram_size": 2},
+    ]
+
+    def run(numbers):
+        engine, seen = Engine(FakeNetwork()), {n: [] for n in numbers}
+        for n in numbers:
+
+            def record(sequence, logits_1V, scores_1V, n=n):
+                seen[n].append((logits_1V.clone(), scores_1V.clone()))
+
+            engine.add(text(1, 2), SamplingParams(seed=n, **kinds[n % 3]), hooks=Hooks(record=record))
+        ids = {}
+        for delta in engine.run():
+            ids.setdefault(numbers[delta.sequence_id], []).extend(delta.token_ids)
+        return ids, seen
+
+    ids, seen = run(range(7))
+    for n in range(7):
+        own_ids, own_seen = run([n])
+        assert ids[n] == own_ids[n]
+        for together, alone in zip(seen[n], own_seen[n], strict=True):
+            torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_truncation_of_many_rows_is_that_of_each_bit_for_bit():
+    params = SamplingParams(
+        temperature=0.7, top_k=50, top_p=0.9, min_p=0.01, typical_p=0.9, epsilon_cutoff=1e-4, eta_cutoff=1e-3,
+        renormalize_logits=True,
+    )  # fmt: skip
+    sampler = Sampler(params, [1], vocab_size=1000, device="cpu")
+    logits_NV = 4 * torch.randn(6, 1000, generator=torch.Generator().manual_seed(0))
+    rows = [sampler.truncated(row) for row in logits_NV.split(1)]
+    assert torch.equal(sampler.truncated(logits_NV), torch.cat(rows))
 
 
 class TestGuessing:
@@ -337,7 +406,7 @@ class TestRefusals:
         network.head[0, 0] = float("nan")
         engine = Engine(network)
         engine.add(text(1, 2), SamplingParams())
-        with pytest.raises(NonFiniteError, match="text decoder output"):
+        with pytest.raises(NonFiniteError, match=r"text decoder output .* weights head hold"):
             engine.step()
         assert not engine.has_work  # the broken request does not block the engine
         network.head[0, 0] = 1.0

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qvl.config import Qwen2_5_VLConfig, Qwen2_5_VLVisionConfig
 from qvl.errors import (
     CacheError,
+    ConfigError,
     InputError,
     InputTypeError,
     MissingDependencyError,
@@ -361,6 +362,12 @@ def test_finite_weights_are_not_blamed(model):
     arguments["pixel_values"][0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match=r"weights are finite.* look at the input"):
         model(**arguments)
+
+
+def test_a_tower_of_another_width_is_named():
+    model = tiny(vision={"out_hidden_size": 64})
+    with pytest.raises(ConfigError, match="out_hidden_size is 64 but the decoder is 32 wide"):
+        model(**batch(IMAGE))
 
 
 # -- attention of large pictures and by name --------------------------------------------------------------

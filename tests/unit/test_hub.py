@@ -31,6 +31,14 @@ def test_what_cannot_be_a_repository_is_a_missing_folder(name):
     assert isinstance(caught.value, OSError)
 
 
+def test_an_empty_name_is_not_the_working_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointNotFoundError, match="name of the checkpoint is empty"):
+        hub.resolve("")
+    assert hub.resolve(".").samefile(tmp_path)
+
+
 def test_the_wrong_type():
     with pytest.raises(InputTypeError, match="got int"):
         hub.resolve(3)
@@ -80,6 +88,7 @@ def http_error(kind, status):
         (errors.OfflineModeIsEnabled("x"), "hub was not reached"),
         (http_error(errors.HfHubHTTPError, 500), "could not be read from the hub"),
         (OSError("disk full"), "could not be read from the hub: disk full"),
+        (httpx.ReadTimeout("too slow"), "could not be read from the hub: too slow"),
     ],
 )
 def test_errors_of_the_hub_become_one_sentence(monkeypatch, error, message):

@@ -88,6 +88,38 @@ def test_truncate_and_copy():
             kv.truncate(wrong)
 
 
+def test_one_token_appended_is_one_token_written():
+    """Past the first doubling; and another dtype is refused as it is by `write`."""
+    written, appended = make(capacity=2), make(capacity=2)
+    for i in range(70):
+        k, v = torch.randn(2, 1, G, D, generator=torch.Generator().manual_seed(i))
+        for layer in range(LAYERS):
+            expected = written.write(layer, k, v)
+            got = appended.append(layer, k[0], v[0])
+            assert all(torch.equal(a.transpose(0, 1), b) for a, b in zip(got, expected, strict=True))
+        written.advance(1)
+        appended.advance(1)
+    assert appended.capacity == written.capacity
+    with pytest.raises(CacheError, match=r"float32.*float16"):
+        appended.append(0, k[0].half(), v[0].half())
+
+
+def test_following_another_cache_that_begins_alike():
+    leader, follower = make(), make(capacity=4)
+    for kv in (leader, follower):
+        fill(kv, 3, seed=1)
+    fill(leader, 80, seed=2)
+    fill(follower, 1, seed=3)
+    follower.follow(leader, 3)
+    assert follower.length == 83
+    for layer in range(LAYERS):
+        for mine, theirs in zip(follower.read(layer), leader.read(layer), strict=True):
+            assert torch.equal(mine, theirs)
+    before = leader.read(0)[0].clone()
+    fill(follower, 1)
+    assert leader.length == 83 and torch.equal(leader.read(0)[0], before)
+
+
 def test_advance_needs_written_tokens():
     with pytest.raises(CacheError):
         make().advance(1)
@@ -128,7 +160,7 @@ def test_attention_in_steps_equals_attention_at_once(name, window):
     kvs = [make(), make()]
     rows = [[*range(7)], [*range(7, 12)]]
     got = torch.empty_like(expected)
-    for counts in ((3, 1), (1, 2), (3, 2)):
+    for counts in ((3, 1), (1, 1), (1, 2), (1, 1), (1, 0)):
         picked = [i for row, count in zip(rows, counts, strict=True) for i in row[:count]]
         for attend in cached_attends(backend, kvs, counts, [window] * LAYERS):
             got[picked] = attend(q[picked], k[picked], v[picked])

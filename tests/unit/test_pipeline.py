@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from qvl.errors import GenerationError, InputError, InputTypeError, PromptError, UnknownNameError
+from qvl.errors import (
+    GenerationError,
+    InputError,
+    InputTypeError,
+    PromptError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from qvl.generation.config import GenerationConfig
 from qvl.pipelines import ImageTextToTextPipeline, ReturnType, pipeline
 from qvl.pipelines.device import pick_device
@@ -25,6 +32,9 @@ class FakeProcessor:
         self.calls = []
         self.tokenizer = SimpleNamespace(name="tokenizer")
         self.image_processor = SimpleNamespace(name="image processor")
+        self.chat_template = "{% if add_vision_id %}Picture{% endif %}"
+
+    option_names = frozenset({"max_pixels", "padding", "fps"})
 
     def apply_chat_template(self, conversations, **options):
         self.calls.append(("chat", conversations, options))
@@ -210,6 +220,22 @@ class TestSettings:
         pipe(CHAT, max_pixels=784)
         assert pipe.processor.calls[0][2]["max_pixels"] == 784
 
+    def test_other_arguments_of_generate_reach_it(self, pipe):
+        streamer = object()
+        pipe(CHAT, streamer=streamer, logits_processor=[], num_beam_groups=2)
+        assert pipe.model.calls[0][1] == {"streamer": streamer, "logits_processor": [], "num_beam_groups": 2}
+
+    def test_what_the_template_reads_reaches_it(self, pipe):
+        pipe(CHAT, add_vision_id=True, fps=2.0)
+        options = pipe.processor.calls[0][2]
+        assert (options["add_vision_id"], options["fps"]) == (True, 2.0)
+
+    def test_a_name_that_nobody_reads_is_named_with_the_nearest_one(self, pipe):
+        with pytest.raises(InputTypeError, match="max_new_token; did you mean max_new_tokens"):
+            pipe(CHAT, max_new_token=3)
+        with pytest.raises(InputTypeError, match=r"colour$"):
+            ImageTextToTextPipeline(FakeModel(), FakeProcessor(), colour="red")
+
     def test_decoding_settings(self, pipe):
         pipe("A", skip_special_tokens=False, clean_up_tokenization_spaces=True)
         assert pipe.processor.decoding == {"skip_special_tokens": False, "clean_up_tokenization_spaces": True}
@@ -267,6 +293,12 @@ class TestErrors:
             ({"text": [3]}, InputTypeError),
             ({"text": [CHAT], "images": [CAT, DOG]}, InputError),
             ({"text": "A", "batch_size": -1}, InputError),
+            ({"text": "A", "batch_size": 0}, InputError),
+            ({"text": "A", "batch_size": "2"}, InputError),
+            ({"text": "A", "max_new_token": 2}, InputTypeError),
+            ({"text": CHAT, "tokenize": False}, InputTypeError),
+            ({"text": CHAT, "generate_kwargs": 3}, InputTypeError),
+            ({"text": CHAT, "return_type": "text"}, InputTypeError),
             ({"text": "A", "return_full_text": True, "return_tensors": True}, InputError),
             ({"text": "A", "max_new_tokens": 2, "generate_kwargs": {"max_new_tokens": 3}}, GenerationError),
         ],
@@ -281,6 +313,13 @@ class TestErrors:
             pipeline("text-generation")
         with pytest.raises(KeyError):
             pipeline("text-generation")
+
+    @pytest.mark.parametrize(
+        "other", [{"feature_extractor": "x"}, {"framework": "tf"}, {"pipeline_class": int}]
+    )
+    def test_what_transformers_pipeline_has_beside(self, other):
+        with pytest.raises(UnsupportedError, match=next(iter(other))):
+            pipeline(model="x", **other)
 
     def test_device_and_device_map(self):
         with pytest.raises(InputError, match="exclude"):

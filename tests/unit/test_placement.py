@@ -83,8 +83,8 @@ def test_only_several_devices_are_spread(monkeypatch):
     monkeypatch.setattr(placement, "spread", lambda module, devices: calls.append(set(devices)))
     Placement.read("cpu").dispatch(nn.Linear(1, 1))
     assert calls == []
-    Placement.read({"": "cpu", "b": "meta"}).dispatch(nn.Linear(1, 1))
-    assert calls == [{"", "b"}]
+    Placement.read({"": "cpu", "1": "meta"}).dispatch(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)))
+    assert calls == [{"0", "1"}]
 
 
 def test_a_spread_model_answers_the_same():
@@ -104,7 +104,107 @@ def test_a_spread_model_answers_the_same():
     assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), before)
 
 
-def test_progress_shows_only_what_is_slow():
+@pytest.fixture
+def empty_model():
+    """A tied model without memory, and the bytes of its parts in float32."""
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(**tiny_settings(text={"num_hidden_layers": 6, "tie_word_embeddings": True}))
+        )
+
+    def size(name):
+        return 4 * sum(p.numel() for p in model.get_submodule(name).parameters())
+
+    return model, size
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretends that there are GPUs with so much room each."""
+
+    def pretend(*room):
+        monkeypatch.setattr(placement, "best_device", lambda: torch.device("cuda", 0))
+        monkeypatch.setattr(placement, "gpu_room", lambda: list(room))
+
+    return pretend
+
+
+def test_auto_uses_one_gpu_where_that_has_room(empty_model, gpus, monkeypatch):
+    model, size = empty_model
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    gpus(size(""), 0)
+    assert Placement.read("auto").fitted(model, torch.float32, {}).devices == {"": torch.device("cuda", 0)}
+    gpus(size("") // 2)
+    assert not Placement.read("auto").fitted(model, torch.bfloat16, {}).spans_devices
+
+
+def test_auto_spreads_over_gpus_and_the_cpu_in_order(empty_model, gpus):
+    model, size = empty_model
+    layer = size("model.language_model.layers.0")
+    gpus(size("model.visual") + size("model.language_model.embed_tokens") + layer + 8, 2 * layer)
+    placed = Placement.read("auto").fitted(model, torch.float32, {})
+    where = {name: str(placed.device_of(name)) for name in model.state_dict()}
+    stack = "model.language_model.layers"
+    assert {where[name] for name in where if name.startswith("model.visual.")} == {"cuda:0"}
+    assert [where[f"{stack}.{i}.mlp.up_proj.weight"] for i in range(6)] == (
+        ["cuda:0"] + ["cuda:1"] * 2 + ["cpu"] * 3
+    )
+    assert all(
+        where[name] == where[f"{stack}.{i}.mlp.up_proj.weight"]
+        for i in range(6)
+        for name in where
+        if name.startswith(f"{stack}.{i}.")
+    ), "no layer is cut"
+    assert where["model.language_model.norm.weight"] == "cpu"
+    assert where["lm_head.weight"] == where["model.language_model.embed_tokens.weight"] == "cuda:0"
+
+
+def test_auto_counts_quantized_weights_as_what_they_become(empty_model, gpus):
+    model, size = empty_model
+    gpus(size("") // 3)
+    bits = dict.fromkeys(model.state_dict(), 8)
+    assert "" not in Placement.read("auto").fitted(model, torch.float32, {}).devices
+    assert "" in Placement.read("auto").fitted(model, torch.float32, bits).devices
+
+
+def test_auto_that_has_to_spread_needs_accelerate(empty_model, gpus, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    gpus(1000)
+    with pytest.raises(MissingDependencyError, match=r'room for 0.0 GB .*pip install "qvl\[dispatch\]"'):
+        Placement.read("auto").fitted(empty_model[0], torch.float32, {})
+
+
+def test_a_map_that_names_what_is_not_there(empty_model):
+    with pytest.raises(InputError, match=r"names visual, model\.vision, which .* parts are model, lm_head"):
+        Placement.read({"": "cpu", "visual": "cpu", "model.vision": "cpu"}).fitted(
+            empty_model[0], torch.float32, {}
+        )
+
+
+def test_overlapping_entries_are_taken_apart(empty_model):
+    placed = Placement.read({"": "cpu", "model.visual": "meta", "model.visual.blocks.1": "cpu"})
+    found = placed.disjoint(empty_model[0])
+    assert {name for name, device in found.items() if device == CPU} == {
+        "model.visual.blocks.1",
+        "model.language_model",
+        "lm_head",
+    }
+    assert found["model.visual.merger"] == META and "model.visual" not in found
+    assert Placement.read("cpu").disjoint(empty_model[0]) == {"": CPU}
+
+
+def test_parts_on_the_cpu_compute_there(monkeypatch):
+    accelerate = pytest.importorskip("accelerate")
+    seen = []
+    monkeypatch.setattr(accelerate, "dispatch_model", lambda module, places, **kw: seen.append((places, kw)))
+    placement.spread(nn.Linear(1, 1), {"a": torch.device("cuda", 0), "b": CPU})
+    placement.spread(nn.Linear(1, 1), {"a": torch.device("cuda", 0), "b": torch.device("cuda", 1)})
+    assert seen[0] == ({"a": "cuda:0", "b": "cpu"}, {"main_device": "cpu", "force_hooks": True})
+    assert seen[1][1]["main_device"] is None
+
+
+def test_progress_shows_only_what_is_slow(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with SlowProgress("fast", 10) as progress:
         progress.advance(10)
         assert progress.bar is None

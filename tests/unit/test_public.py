@@ -65,6 +65,15 @@ def test_importing_qvl_brings_no_torch():
     assert out.stdout.strip() == "[]"
 
 
+def test_importing_qvl_takes_well_under_a_second():
+    code = "import time; t = time.perf_counter(); import qvl; print(time.perf_counter() - t)"
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(times) < 0.3, times
+
+
 def test_nothing_of_qvl_brings_transformers():
     code = "import sys, qvl\nfor n in qvl.__all__: getattr(qvl, n)\nprint('transformers' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

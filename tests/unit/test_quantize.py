@@ -168,6 +168,39 @@ def test_checkpoints_quantized_otherwise(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"load_in_4bit": True}, "method None and keys load_in_4bit"),
+        ({"quant_method": "torchao"}, "with a quant_type"),
+        ({"quant_method": "gptq", "bits": 4}, "method 'gptq'"),
+    ],
+)
+def test_settings_of_other_methods(folder, values, message):
+    with pytest.raises(UnsupportedError, match=message):
+        load(folder, quantization_config=values)
+
+
+def test_a_quantization_config_that_is_none(folder):
+    with pytest.raises(InputTypeError, match="TorchAoConfig or its dict, got str"):
+        load(folder, quantization_config="int8_weight_only")
+    model = load(folder, quantization_config=TorchAoConfig("int8_weight_only").to_dict())
+    assert quantized_names(model)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_tied_head_can_be_parted_from_its_embedding(folder, tmp_path, ends):
+    config = TorchAoConfig("int8_weight_only", ["visual"], ends, untie_embedding_weights=True)
+    exact, model = logits(load(folder)), load(folder, quantization_config=config)
+    assert not model.config.tie_word_embeddings
+    assert is_quantized(model.lm_head.weight)
+    assert is_quantized(model.get_input_embeddings().weight) == ends
+    assert model.lm_head.weight is not model.get_input_embeddings().weight
+    assert (logits(model) - exact).norm() / exact.norm() < 0.1
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(load(tmp_path)), logits(model))
+
+
+@pytest.mark.parametrize(
     "arguments, keywords, message",
     [
         (("int3",), {}, "'int3'; expected one of int4_weight_only"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from qvl.config import Qwen2_5_VLConfig
+from qvl.modeling import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLTextModel
 from qvl.network.vlm import CausalLM
 from qvl.weights.names import to_internal, to_released
 
@@ -79,6 +80,20 @@ def test_names_shapes_and_counts(size):
     assert found == expected
     assert {to_internal(name) for name in expected} == {name for name, _ in model.named_parameters()}
     assert not list(model.buffers()), "a buffer would be wrong after loading from the meta device"
+
+
+@pytest.mark.parametrize("size", PARAMETERS)
+def test_the_documented_classes_on_the_meta_device(size):
+    config = config_of(size)
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+        text = Qwen2_5_VLTextModel(config)
+    assert model.num_parameters() == PARAMETERS[size]
+    assert {to_released(name) for name, _ in model.named_parameters()} == set(released_tensors(config))
+    assert (model.device.type, model.config.text_config.hidden_size) == ("meta", config.hidden_size)
+    expected = released_tensors(config)
+    of_text = {name: shape for name, shape in expected.items() if name.startswith("model.")}
+    assert text.num_parameters() == count(of_text)
 
 
 @pytest.mark.parametrize("size, tensors", [("3b", 824), ("7b", 729), ("32b", 1161), ("72b", 1353)])

@@ -133,7 +133,30 @@ def test_longrope_needs_some_way_to_scale_attention():
     checked(scaling("longrope", factor=...), original_max_position_embeddings=32)
 
 
+def test_longrope_needs_a_length_whose_logarithm_is_not_zero():
+    with pytest.raises(ConfigError, match="must be above 1"):
+        checked(scaling("longrope"), original_max_position_embeddings=1)
+    with pytest.raises(ConfigError, match="must be above 1"):
+        checked(scaling("longrope"), max_position_embeddings=1)
+    assert checked(scaling("longrope", attention_factor=1.0), max_position_embeddings=1)
+
+
+@pytest.mark.parametrize("key", ["mscale", "mscale_all_dim", "original_max_position_embeddings", "truncate"])
+def test_what_else_yarn_reads(key):
+    with pytest.raises(ConfigError, match=key):
+        checked(scaling("yarn", **{key: "x"}))
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope", "llama3"])
+def test_the_original_length(rope_type):
+    for value in (0, -1, "64"):
+        with pytest.raises(ConfigError, match="original_max_position_embeddings"):
+            checked(scaling(rope_type, original_max_position_embeddings=value))
+
+
 def test_unknown_types_and_shapes():
+    with pytest.raises(ConfigError, match="is \\['yarn'\\]; expected one of"):
+        checked({"rope_type": ["yarn"], **SECTIONS})
     with pytest.raises(ConfigError, match="'ntk'; expected one of default, linear"):
         checked({"rope_type": "ntk", **SECTIONS})
     with pytest.raises(ConfigKeyError, match="lacks 'rope_type'"):

@@ -5,11 +5,16 @@ Everything heavy is imported inside the functions; the caller has checked its ar
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qvl.cli.failures import INTERRUPTED
 from qvl.cli.progress import Bar
 from qvl.cli.streams import say
 from qvl.errors import InputError
@@ -72,16 +77,48 @@ class Answer:
     output: Any = None
 
 
+def fetch(name: str, patterns: Sequence[str]) -> str:
+    """The local folder of checkpoint ``name``, downloaded where missing; raises what ``hub.resolve`` raises.
+
+    Ctrl-C ends the program here: huggingface_hub's threads would hold it up until their files are complete.
+    What they have written already is kept for the next time.
+    """
+    from qvl.hub import resolve
+
+    outcome: list[Path | Exception] = []
+
+    def work() -> None:
+        try:
+            outcome.append(resolve(name, patterns=patterns))
+        except Exception as error:
+            outcome.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        worker.join()
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            say("\n")  # below the bars
+        os._exit(INTERRUPTED)
+    (found,) = outcome
+    if isinstance(found, Exception):
+        raise found
+    return str(found)
+
+
 def load_processor(loading: Loading) -> Qwen2_5_VLProcessor:
     """Tokenizer and image sizes: small files, so media can be checked before the weights are read.
 
     Raises InputError where the limits asked for and those of the checkpoint leave no size at all.
     """
     from qvl.auto import AutoProcessor
+    from qvl.hub import SMALL_FILES
 
+    folder = fetch(loading.name, SMALL_FILES)
     given = {"min_pixels": loading.min_pixels, "max_pixels": loading.max_pixels}
     sizes = {name: value for name, value in given.items() if value is not None}
-    processor = AutoProcessor.from_pretrained(loading.name, **sizes)
+    processor = AutoProcessor.from_pretrained(folder, **sizes)
     least, most = processor.image_processor.min_pixels, processor.image_processor.max_pixels
     if sizes and least > most:
         lower = "--min-pixels" if loading.min_pixels else "the checkpoint's least size of"
@@ -94,10 +131,11 @@ def load_processor(loading: Loading) -> Qwen2_5_VLProcessor:
 
 def load_assistant(loading: Loading, processor: Qwen2_5_VLProcessor) -> Assistant:
     from qvl.auto import AutoModelForImageTextToText
+    from qvl.hub import ALL_FILES
     from qvl.pipelines.device import pick_device
 
     model = AutoModelForImageTextToText.from_pretrained(
-        loading.name,
+        fetch(loading.name, ALL_FILES),
         dtype=loading.dtype,
         attn_implementation=loading.attention,
         device_map=pick_device(loading.device),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qvl.config import Qwen2_5_VLConfig
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+CONFIG_FILE = "config.json"
 INT4_GROUP = 128
 INT4_BYTES = 0.5 + 2 * 2 / INT4_GROUP  # half a byte, and a 2-byte scale and zero point per group
 
@@ -42,9 +43,10 @@ def info(
     debug: DebugOption = False,
 ) -> None:
     """Show a model's architecture and memory, and the tokens that media will cost; no weights needed."""
+    from qvl.cli.common import fetch
     from qvl.config import Qwen2_5_VLConfig
 
-    facts = describe_model(Qwen2_5_VLConfig.from_pretrained(model))
+    facts = describe_model(Qwen2_5_VLConfig.from_pretrained(fetch(model, (CONFIG_FILE,))))
     costs = _media_costs(model, media or [], min_pixels, max_pixels, fps)
     if as_json:
         write_json({"model": model, **facts, "media": costs})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 from collections.abc import Mapping
 from importlib import import_module
@@ -67,6 +68,7 @@ class PretrainedConfig:
         self.name_or_path = str(name_or_path)
         self._attn_implementation = attn_implementation
         for key, value in extras.items():
+            # Underscored keys are what the writing program kept for itself (_name_or_path, _commit_hash).
             if key != "model_type" and not key.startswith("_"):
                 setattr(self, key, value)
 
@@ -213,8 +215,30 @@ def check_counts(config: PretrainedConfig, *names: str) -> None:
         value = getattr(config, name)
         if type(value) is not int or value < 1:
             raise ConfigError(
-                f"{config.base_config_key}: {name} is {value!r}; expected an integer of 1 or more"
+                f"{config.base_config_key}: {name.lstrip('_')} is {value!r}; expected an integer of 1 or more"
             )
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite int or float; a bool is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_numbers(config: PretrainedConfig, **bounds: tuple[float, float]) -> None:
+    """Raise ConfigError unless each named attribute is a number within its (lowest, highest) bounds."""
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not is_number(value) or not low <= value <= high:
+            limits = f"from {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
+            raise ConfigError(f"{config.base_config_key}: {name} is {value!r}; expected a number {limits}")
+
+
+def check_switches(config: PretrainedConfig, *names: str) -> None:
+    """Raise ConfigError unless each named attribute is True or False."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{config.base_config_key}: {name} is {value!r}; expected true or false")
 
 
 def check_model_type(values: Mapping[str, Any], *expected: str) -> None:

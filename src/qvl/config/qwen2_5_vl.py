@@ -21,6 +21,7 @@ from qvl.errors import ConfigError, ConfigKeyError, UnknownNameError
 _SHARED = ("output_hidden_states", "output_attentions", "return_dict")
 # transformers 5 keeps some of these outside of a nested text_config.
 _INHERITED = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", *_SHARED)
+_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 _TEXT_KEYS = frozenset(
     {*inspect.signature(Qwen2_5_VLTextConfig).parameters, *_SHARED, "partial_rotary_factor"} - {"kwargs"}
 )
@@ -72,10 +73,22 @@ class Qwen2_5_VLConfig(PretrainedConfig):
         self.text_config = _sub_config(
             Qwen2_5_VLTextConfig, text_values if text_config is None else text_config
         )
+        self._validate_tokens()
 
     def validate(self) -> None:
+        self._validate_tokens()
         self.text_config.validate()
         self.vision_config.validate()
+
+    def _validate_tokens(self) -> None:
+        for name in _TOKENS:
+            if type(getattr(self, name)) is not int:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected the integer id of a token")
+        if self.image_token_id == self.video_token_id:
+            raise ConfigError(
+                f"image_token_id and video_token_id are both {self.image_token_id}; a placeholder must say "
+                "which of the two stands there"
+            )
 
     @classmethod
     def _own_part(cls, values: Mapping[str, Any]) -> dict[str, Any]:

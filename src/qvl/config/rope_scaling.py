@@ -7,13 +7,13 @@ computed raises; what can, but looks unintended, warns, as transformers 4.57 doe
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from qvl.config.base import is_number
 from qvl.errors import ConfigError, ConfigKeyError
 
 
@@ -71,8 +71,10 @@ def normalize_rope_scaling(
     _check_keys(scaling, rope_type)
     for key in _NUMBERS:
         _check_number(scaling, key, positive=key in _POSITIVE)
+    if not isinstance(scaling.get("truncate", True), bool):
+        raise ConfigError(f"rope_scaling['truncate'] is {scaling['truncate']!r}; expected true or false")
     if rope_type == "longrope":
-        _check_longrope(scaling, head_dim, original_max_position_embeddings)
+        _check_longrope(scaling, head_dim, original_max_position_embeddings, max_position_embeddings)
     if rope_type == "dynamic" and head_dim <= 2:
         raise ConfigError(f"rope_scaling type 'dynamic' needs a head_dim above 2, got {head_dim}")
     _warn_about_odd_values(scaling, max_position_embeddings)
@@ -84,7 +86,7 @@ def _with_rope_type(scaling: dict[str, Any]) -> dict[str, Any]:
         raise ConfigKeyError(f"rope_scaling lacks 'rope_type': it must be one of {', '.join(ROPE_TYPES)}")
     rope_type = scaling.get("type", scaling.get("rope_type"))
     rope_type = "default" if rope_type == "mrope" else rope_type
-    if rope_type not in _KEYS:
+    if not isinstance(rope_type, str) or rope_type not in _KEYS:
         raise ConfigError(
             f"rope_scaling['rope_type'] is {rope_type!r}; expected one of {', '.join(ROPE_TYPES)}"
         )
@@ -124,25 +126,23 @@ def _check_keys(scaling: dict[str, Any], rope_type: str) -> None:
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _check_number(scaling: dict[str, Any], key: str, *, positive: bool) -> None:
     value = scaling.get(key)
     if value is None:
         return
-    if not _is_number(value) or value < 0 or (positive and value == 0):
+    if not is_number(value) or value < 0 or (positive and value == 0):
         raise ConfigError(
             f"rope_scaling[{key!r}] is {value!r}; expected a number {'above' if positive else 'not below'} 0"
         )
 
 
-def _check_longrope(scaling: dict[str, Any], head_dim: int, original: int | None) -> None:
+def _check_longrope(
+    scaling: dict[str, Any], head_dim: int, original: int | None, max_position_embeddings: int
+) -> None:
     for key in ("short_factor", "long_factor"):
         factors = scaling[key]
         fits = isinstance(factors, list | tuple) and len(factors) == head_dim // 2
-        if not fits or not all(_is_number(factor) and factor > 0 for factor in factors):
+        if not fits or not all(is_number(factor) and factor > 0 for factor in factors):
             raise ConfigError(
                 f"rope_scaling[{key!r}] is {factors!r}; expected a list of head_dim / 2 = {head_dim // 2} "
                 "numbers above 0"
@@ -151,6 +151,10 @@ def _check_longrope(scaling: dict[str, Any], head_dim: int, original: int | None
         raise ConfigKeyError(
             "rope_scaling of type 'longrope' needs 'factor' or 'attention_factor' (or the text config's "
             "original_max_position_embeddings) to know how far attention is scaled"
+        )
+    if scaling.get("attention_factor") is None and (original or max_position_embeddings) <= 1:
+        raise ConfigError(
+            "rope_scaling of type 'longrope' takes the logarithm of the original length: it must be above 1"
         )
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qvl.config.base import PretrainedConfig, check_counts, check_model_type
+from qvl.config.base import (
+    PretrainedConfig,
+    check_counts,
+    check_model_type,
+    check_numbers,
+    check_switches,
+    is_number,
+)
 from qvl.config.rope_scaling import normalize_rope_scaling
 from qvl.errors import ConfigError
 
@@ -89,7 +97,9 @@ class Qwen2_5_VLTextConfig(PretrainedConfig):
 
     @property
     def head_dim(self) -> int:
-        return self._head_dim or self.hidden_size // self.num_attention_heads
+        if self._head_dim is None:
+            return self.hidden_size // self.num_attention_heads
+        return self._head_dim
 
     @head_dim.setter
     def head_dim(self, value: int | None) -> None:
@@ -121,10 +131,14 @@ class Qwen2_5_VLTextConfig(PretrainedConfig):
     def validate(self) -> None:
         check_counts(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
         check_counts(self, "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+        check_switches(self, "use_cache", "tie_word_embeddings", "use_sliding_window")
+        check_numbers(self, rms_norm_eps=(0, math.inf), initializer_range=(0, math.inf))
+        check_numbers(self, attention_dropout=(0, 1), max_window_layers=(0, math.inf))
         self._validate_heads()
         self._validate_layer_types()
-        if not isinstance(self.rope_theta, int | float) or self.rope_theta <= 0:
-            raise ConfigError(f"text_config: rope_theta is {self.rope_theta!r}; expected a number above 0")
+        self._validate_padding()
+        if not is_number(self.rope_theta) or self.rope_theta <= 1:
+            raise ConfigError(f"text_config: rope_theta is {self.rope_theta!r}; expected a number above 1")
         if getattr(self, "partial_rotary_factor", 1.0) != 1.0:
             raise ConfigError(
                 "text_config: partial_rotary_factor must be 1.0: the sections fill the whole head"
@@ -136,8 +150,18 @@ class Qwen2_5_VLTextConfig(PretrainedConfig):
             original_max_position_embeddings=getattr(self, "original_max_position_embeddings", None),
         )
 
+    def _validate_padding(self) -> None:
+        pad, rows = self.pad_token_id, self.vocab_size
+        if pad is not None and (type(pad) is not int or not -rows <= pad < rows):
+            raise ConfigError(
+                f"text_config: pad_token_id is {pad!r}; expected None or a row of the vocabulary, "
+                f"0 to {rows - 1}"
+            )
+
     def _validate_heads(self) -> None:
         heads = self.num_attention_heads
+        if self._head_dim is not None:
+            check_counts(self, "_head_dim")
         if self._head_dim is None and self.hidden_size % heads:
             raise ConfigError(
                 f"text_config: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "

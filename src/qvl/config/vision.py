@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qvl.config.base import PretrainedConfig, check_counts, check_model_type
+from qvl.config.base import PretrainedConfig, check_counts, check_model_type, check_numbers
 from qvl.errors import ConfigError
 
 
@@ -50,7 +51,7 @@ class Qwen2_5_VLVisionConfig(PretrainedConfig):
         self.tokens_per_second = tokens_per_second
         self.window_size = window_size
         self.out_hidden_size = out_hidden_size
-        self.fullatt_block_indexes = list(fullatt_block_indexes)
+        self.fullatt_block_indexes = _indexes(fullatt_block_indexes)
         self.initializer_range = initializer_range
         self.validate()
 
@@ -59,6 +60,7 @@ class Qwen2_5_VLVisionConfig(PretrainedConfig):
             self, "depth", "hidden_size", "intermediate_size", "num_heads", "in_channels", "patch_size"
         )
         check_counts(self, "spatial_merge_size", "temporal_patch_size", "window_size", "out_hidden_size")
+        check_numbers(self, initializer_range=(0, math.inf), tokens_per_second=(0, math.inf))
         if self.hidden_size % (4 * self.num_heads):
             raise ConfigError(
                 f"vision_config: hidden_size {self.hidden_size} must be a multiple of 4 x num_heads "
@@ -74,3 +76,11 @@ class Qwen2_5_VLVisionConfig(PretrainedConfig):
     def _own_part(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         check_model_type(values, cls.model_type)
         return dict(values.get(cls.base_config_key, values))
+
+
+def _indexes(values: Any) -> list[int]:
+    """Block numbers; those of blocks that a shallow tower lacks do no harm, as in transformers."""
+    whole = isinstance(values, list | tuple) and all(type(index) is int and index >= 0 for index in values)
+    if not whole:
+        raise ConfigError(f"vision_config: fullatt_block_indexes is {values!r}; expected a list of integers")
+    return list(values)

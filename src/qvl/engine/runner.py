@@ -18,6 +18,7 @@ from qvl.engine.scheduler import Step
 from qvl.engine.sequence import Sequence
 from qvl.engine.vision import check_media, encode_media, forget_media, vision_rows
 from qvl.errors import CacheError, NonFiniteError, PromptError, PromptTooLongError
+from qvl.network.finite import non_finite_cause
 from qvl.ops.attention import get_backend
 from qvl.types import Prompt
 
@@ -77,8 +78,8 @@ class Runner:
         logits_NV = rows_NV.to(device=self.device, dtype=torch.float32, copy=True)
         if not bool(torch.isfinite(logits_NV.sum())):
             raise NonFiniteError(
-                "The text decoder output is not finite (NaN or infinity in the logits): the weights hold "
-                "such numbers, or float16 overflowed; check the checkpoint or load it in bfloat16 or float32."
+                "The text decoder output is not finite (NaN or infinity in the logits); "
+                f"{non_finite_cause(self.network)}."
             )
         return logits_NV
 

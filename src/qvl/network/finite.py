@@ -16,10 +16,12 @@ LISTED = 3  # names in a message
 def require_finite(x: Tensor, source: nn.Module, name: str) -> None:
     """Raises NonFiniteError unless ``x``, the output of ``source``, is finite. ``name``: of the source."""
     if not bool(torch.isfinite(x).all()):
-        raise NonFiniteError(f"The {name} gave NaN or infinite values in {x.dtype}; {_cause(source)}.")
+        cause = non_finite_cause(source)
+        raise NonFiniteError(f"The {name} gave NaN or infinite values in {x.dtype}; {cause}.")
 
 
-def _cause(source: nn.Module) -> str:
+def non_finite_cause(source: nn.Module) -> str:
+    """The end of a message about an output that is not finite: which weights are to blame, if any."""
     broken = [key for key, parameter in source.named_parameters() if _is_broken(parameter)]
     if not broken:
         return (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from qvl.errors import PlaceholderMismatchError
+from qvl.errors import ConfigError, PlaceholderMismatchError
 from qvl.network.finite import require_finite
 from qvl.network.layers import initialise
 from qvl.network.text import TextDecoder
@@ -45,9 +45,15 @@ class VisionLanguageModel(nn.Module):
     def encode(self, patches_PC: Tensor, grids: Tensor | Iterable[Grid] | Iterable[Sequence[int]]) -> Tensor:
         """Embeddings (N, D) of pictures or videos, checked to be finite.
 
-        Raises NonFiniteError, naming the weights that are not.
+        Raises NonFiniteError, naming the weights that are not, and ConfigError for a tower of another width.
         """
         embeds_ND = self.visual(patches_PC, grids)
+        width = self.language_model.config.hidden_size
+        if embeds_ND.shape[1] != width:
+            raise ConfigError(
+                f"vision_config.out_hidden_size is {embeds_ND.shape[1]} but the decoder is {width} wide: "
+                "a picture's embeddings must be as wide as a token's"
+            )
         require_finite(embeds_ND, self.visual, "vision tower")
         return embeds_ND
 

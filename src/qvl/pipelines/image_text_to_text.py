@@ -6,8 +6,10 @@ It knows nothing of tokens or tensors beyond cutting the prompt off a generated 
 from __future__ import annotations
 
 import copy
+import difflib
 import enum
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qvl.errors import GenerationError, InputError
+from qvl.errors import GenerationError, InputError, InputTypeError
 from qvl.generation.config import GenerationConfig
+from qvl.generation.generate import GenerationMixin
+from qvl.generation.validation import unsupported_settings
 from qvl.pipelines.device import pick_device
 from qvl.pipelines.requests import Chat, Messages, Plain, Request, loaded, requests_of
+from qvl.processing.call_options import parameters
 
 if TYPE_CHECKING:
     from qvl.modeling import Qwen2_5_VLForConditionalGeneration
@@ -27,6 +32,14 @@ if TYPE_CHECKING:
 TASK = "image-text-to-text"
 DEFAULT_MAX_NEW_TOKENS = 256
 UNSET_MAX_LENGTH = (None, 20)  # what a GenerationConfig says when nobody chose a length
+
+# Arguments of generate() that may stand among the settings of a call; the inputs come from the processor.
+GENERATE_NAMES = (
+    frozenset(GenerationConfig.names())
+    | parameters(GenerationMixin.generate, "inputs", "tokenizer")
+    | frozenset(unsupported_settings())
+)
+DECIDED_HERE = ("conversation", "tokenize", "return_dict", "add_generation_prompt")
 
 Records = list[dict[str, Any]]
 
@@ -77,7 +90,7 @@ class ImageTextToTextPipeline:
         chosen = self.generation_config
         if chosen.max_new_tokens is None and chosen.max_length in UNSET_MAX_LENGTH:
             chosen.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
-        self._batch_size = batch_size
+        self._batch_size = _checked_size(batch_size)
         self._defaults = defaults
         self._options(**defaults)  # settings that make no sense fail here, not at the first call
 
@@ -103,8 +116,9 @@ class ImageTextToTextPipeline:
         Settings: ``max_new_tokens``, ``generate_kwargs``, ``stop_sequence``, ``return_full_text``,
         ``return_tensors``, ``return_type``, ``continue_final_message`` (by default: when the last message is
         the assistant's), ``clean_up_tokenization_spaces``, ``skip_special_tokens``, ``timeout`` (seconds for
-        a picture's URL). Other names that a GenerationConfig knows go to ``generate``, the rest to the
-        processor. ``batch_size``: how many prompts of a list run together (1).
+        a picture's URL). Other names that ``generate`` knows go there, the rest to the processor and the chat
+        template; a name that nobody reads is an InputTypeError. ``batch_size``: how many prompts of a list
+        run together (1).
 
         Returns, for one prompt, a list of records ``{"input_text": ..., "generated_text": ...}``, one per
         returned sequence; for a list of prompts a list of such lists. ``generated_text`` of a conversation
@@ -112,9 +126,7 @@ class ImageTextToTextPipeline:
         ``return_tensors=True`` a record has ``generated_token_ids`` (prompt and answer) instead.
         """
         options = self._options(**{**self._defaults, **settings})
-        size = batch_size or self._batch_size or 1
-        if size < 1:
-            raise InputError(f"batch_size must be at least 1, got {size}")
+        size = _checked_size(batch_size, self._batch_size)
         requests = requests_of(images, text)
         if isinstance(requests, (Chat, Plain)):
             return self._run([requests], options)[0]
@@ -195,7 +207,13 @@ class ImageTextToTextPipeline:
         skip_special_tokens: bool | None = None,
         **rest: Any,
     ) -> Options:
-        direct = {name: value for name, value in rest.items() if name in GenerationConfig.names()}
+        direct = {name: value for name, value in rest.items() if name in GENERATE_NAMES}
+        processing = {name: value for name, value in rest.items() if name not in direct}
+        self._refuse_unknown(processing)
+        if generate_kwargs is not None and not isinstance(generate_kwargs, Mapping):
+            raise InputTypeError(
+                f"generate_kwargs must be a dictionary of generate()'s arguments, not {generate_kwargs!r:.80}"
+            )
         if max_new_tokens is not None:
             direct["max_new_tokens"] = max_new_tokens
         generate = dict(generate_kwargs or {})
@@ -211,16 +229,38 @@ class ImageTextToTextPipeline:
             style=_style(return_type, return_full_text, return_tensors),
             continue_final=continue_final_message,
             timeout=timeout,
-            processing={name: value for name, value in rest.items() if name not in direct},
+            processing=processing,
             decoding={name: value for name, value in decoding.items() if value is not None},
             generate=generate | direct,
         )
+
+    def _refuse_unknown(self, settings: Mapping[str, Any]) -> None:
+        """A name that neither the processor nor the chat template reads is a mistake."""
+        processor = self.processor
+        read = processor.option_names | parameters(processor.apply_chat_template, *DECIDED_HERE)
+        template = str(processor.chat_template)
+        for name in settings:
+            if name in DECIDED_HERE or not (name in read or re.search(rf"\b{re.escape(name)}\b", template)):
+                own = parameters(self._options) | parameters(self.__call__)
+                near = difflib.get_close_matches(name, own | read | GENERATE_NAMES, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise InputTypeError(f"the pipeline has no setting {name}{hint}")
+
+
+def _checked_size(*sizes: int | None) -> int:
+    """The first size that was given, 1 if none was."""
+    size = next((size for size in sizes if size is not None), 1)
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f"batch_size must be an integer of at least 1, got {size!r}")
+    return size
 
 
 def _style(return_type: ReturnType | None, full_text: bool | None, tensors: bool | None) -> ReturnType:
     if tensors and full_text is not None:
         raise InputError("return_full_text and return_tensors exclude each other; give one of them")
     if return_type is not None:
+        if not isinstance(return_type, ReturnType):
+            raise InputTypeError(f"return_type must be a ReturnType, not {return_type!r}")
         return return_type
     if tensors:
         return ReturnType.TENSORS

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qvl.auto import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
-from qvl.errors import InputError, UnknownNameError
+from qvl.errors import InputError, UnknownNameError, UnsupportedError
 from qvl.hub import BUNDLED
 from qvl.pipelines.device import pick_device
 from qvl.pipelines.image_text_to_text import TASK, ImageTextToTextPipeline
@@ -28,15 +28,21 @@ def pipeline(
     model: str | Path | Qwen2_5_VLForConditionalGeneration | None = None,
     config: Any = None,
     tokenizer: Any = None,
+    feature_extractor: Any = None,
     image_processor: Any = None,
     processor: Any = None,
+    framework: str | None = None,
     revision: str | None = None,
+    use_fast: bool = True,
     token: str | bool | None = None,
     device: int | str | torch.device | None = None,
     device_map: Any = None,
     dtype: str | torch.dtype | None = "auto",
-    torch_dtype: str | torch.dtype | None = None,
+    trust_remote_code: bool | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
+    pipeline_class: Any = None,
+    *,
+    torch_dtype: str | torch.dtype | None = None,
     **kwargs: Any,
 ) -> ImageTextToTextPipeline:
     """Loads a model and its processor and puts them behind one call.
@@ -46,10 +52,16 @@ def pipeline(
     ``device``: where to load it (a number is an accelerator's, -1 the CPU; by default the first accelerator);
     a loaded model stays where it is unless ``device`` is given. ``device_map`` excludes ``device``.
     ``model_kwargs`` go to ``from_pretrained``; ``kwargs`` become the defaults of every call (``batch_size``,
-    ``max_new_tokens``, ...).
+    ``max_new_tokens``, ...). ``use_fast`` and ``trust_remote_code`` decide nothing: there is one tokenizer,
+    and no repository's code runs here. ``torch_dtype`` is the older name of ``dtype``.
 
-    Raises UnknownNameError for another task, CheckpointNotFoundError for a model that is nowhere.
+    Raises UnknownNameError for another task, CheckpointNotFoundError for a model that is nowhere,
+    UnsupportedError for ``feature_extractor``, ``pipeline_class`` and a ``framework`` other than "pt".
     """
+    if feature_extractor is not None or pipeline_class is not None or framework not in (None, "pt"):
+        raise UnsupportedError(
+            "feature_extractor, pipeline_class and a framework other than 'pt' are not offered; leave it out"
+        )
     if task not in (None, TASK):
         raise UnknownNameError(f"task {task!r} is not offered; the only one is {TASK!r}")
     if device is not None and device_map is not None:

@@ -189,6 +189,12 @@ class Qwen2_5_VLProcessor:
         tensors = options.return_tensors
         return self.video_processor(videos, **options.videos, overrides=own, return_tensors=tensors)
 
+    @property
+    def option_names(self) -> frozenset[str]:
+        """The names of all arguments that a call reads."""
+        known = self._known_options().values()
+        return frozenset().union(COMMON, SECTIONS, UNREAD, {"common_kwargs"}, *known)
+
     def _known_options(self) -> dict[str, frozenset[str]]:
         """The arguments that each part of a call may be given."""
         handled = ("images", "videos", "overrides", "return_tensors")
@@ -246,7 +252,7 @@ class Qwen2_5_VLProcessor:
         if not tokenize:
             return [str(text) for text in texts] if batched else str(texts[0])
         known = self._known_options()
-        names = frozenset().union(COMMON, SECTIONS, UNREAD, {"common_kwargs"}, *known.values())
+        names = self.option_names
         given = sort_options({name: value for name, value in kwargs.items() if name in names}, known)
         given.text.setdefault("add_special_tokens", False)  # the template has written them
         media = [item for one in conversations for item in find_media(one)]

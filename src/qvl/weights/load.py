@@ -100,6 +100,7 @@ def load_model(model_class: type[nn.Module], config: Any, folder: Path, options:
         module = model_class(config)
     quantization = options.quantization_config
     quantizer = None if quantization is None else Quantizer(module, quantization)
+    placement = placement.fitted(module, config.dtype, {} if quantizer is None else quantizer.bits)
     prefix = getattr(model_class, "checkpoint_prefix", "")
     fill(module, source, prefix=prefix, dtype=config.dtype, placement=placement, quantizer=quantizer)
     if quantization is not None:
@@ -147,7 +148,8 @@ def load_checkpoint(
     CheckpointCorruptError, or CheckpointMismatchError with the names of tensors that do not fit.
     """
     prefix = getattr(module, "checkpoint_prefix", "")
-    fill(module, Checkpoint(Path(folder)), prefix=prefix, dtype=dtype, placement=Placement.read(device_map))
+    placement = Placement.read(device_map).fitted(module, dtype or torch.float32, {})
+    fill(module, Checkpoint(Path(folder)), prefix=prefix, dtype=dtype, placement=placement)
 
 
 def fill(

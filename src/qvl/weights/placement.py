@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,18 @@ from qvl.errors import InputError, InputTypeError, missing_dependency
 DeviceMap = str | int | torch.device | Mapping[str, Any] | None
 
 
+ROOM = 0.9  # of a GPU's free memory is for weights; activations and keys and values need the rest
+
+
 @dataclass(frozen=True)
 class Placement:
-    """``devices``: module name -> device; "" stands for everything that no longer name covers."""
+    """``devices``: module name -> device; "" stands for everything that no longer name covers.
+
+    ``automatic``: chosen here, so it may be spread out where one device has no room.
+    """
 
     devices: Mapping[str, torch.device]
+    automatic: bool = False
 
     @classmethod
     def read(cls, device_map: DeviceMap) -> Placement:
@@ -31,7 +38,9 @@ class Placement:
             if not device_map:
                 raise InputError("device_map is an empty dict; name at least '' (the whole model)")
             return cls({name: _device(device) for name, device in device_map.items()})
-        return cls({"": best_device() if device_map == "auto" else _device(device_map)})
+        if device_map == "auto":
+            return cls({"": best_device()}, automatic=True)
+        return cls({"": _device(device_map)})
 
     @property
     def spans_devices(self) -> bool:
@@ -47,25 +56,107 @@ class Placement:
     def require(self) -> None:
         """Raise before anything is read if what spreading needs is not installed."""
         if self.spans_devices:
-            try:
-                import accelerate  # noqa: F401
-            except ImportError as error:
-                raise missing_dependency(
-                    "accelerate", "dispatch", "a device_map over several devices"
-                ) from error
+            _require_accelerate("a device_map over several devices")
+
+    def fitted(self, module: nn.Module, dtype: torch.dtype, bits: Mapping[str, int]) -> Placement:
+        """This placement, checked against ``module`` (still without memory), which will have ``dtype``.
+
+        An automatic one is spread over all GPUs, and what they have no room for over the CPU, if the first
+        GPU has no room for everything. ``bits``: of the parameters that will have fewer than ``dtype``.
+        Raises InputError for entries that name no part of the module.
+        """
+        parts = {name for name, _ in module.named_modules()} | set(module.state_dict())
+        unknown = [name for name in self.devices if name not in parts]
+        if unknown:
+            raise InputError(
+                f"device_map names {', '.join(unknown)}, which {type(module).__name__} does not have; its "
+                f"parts are {', '.join(name for name, _ in module.named_children())} and those below"
+            )
+        if not self.automatic or self.devices[""].type != "cuda":
+            return self
+        room = gpu_room()
+        bits_of = {p: p.numel() * bits.get(n, 8 * dtype.itemsize) for n, p in module.named_parameters()}
+        needed = sum(bits_of.values())
+        if needed <= 8 * room[0]:
+            return self
+        _require_accelerate(f"a model of {needed / 8e9:.1f} GB on a GPU with room for {room[0] / 1e9:.1f} GB")
+        return Placement(_spread_map(module, bits_of, room))
 
     def dispatch(self, module: nn.Module) -> None:
         """Let inputs follow the parts of ``module``, which lie on their devices already, across devices."""
         if self.spans_devices:
-            spread(module, self.devices)
+            spread(module, self.disjoint(module))
+
+    def disjoint(self, module: nn.Module, name: str = "") -> dict[str, torch.device]:
+        """The same as entries none of which lies under another: accelerate lets the outer one win."""
+        inside = f"{name}." if name else ""
+        if not any(key != name and key.startswith(inside) for key in self.devices):
+            return {name: self.device_of(name)}
+        found = {
+            inside + leaf: self.device_of(inside + leaf) for leaf, _ in module.named_parameters(recurse=False)
+        }
+        for child, part in module.named_children():
+            found |= self.disjoint(part, inside + child)
+        return found
+
+
+def _require_accelerate(purpose: str) -> None:
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise missing_dependency("accelerate", "dispatch", purpose) from error
+
+
+def gpu_room() -> list[int]:
+    """Bytes of weights that each CUDA GPU can take."""
+    return [int(ROOM * torch.cuda.mem_get_info(i)[0]) for i in range(torch.cuda.device_count())]
+
+
+def _spread_map(
+    module: nn.Module, bits_of: Mapping[nn.Parameter, int], room: list[int]
+) -> dict[str, torch.device]:
+    """Parts of ``module`` in their order, as many as fit on each GPU in turn, then on the CPU.
+
+    ``bits_of``: each parameter's size. A part whose parameters are all placed (a tied head) stays with them.
+    """
+    gpu, left = 0, 8 * room[0]
+    devices: dict[str, torch.device] = {}
+    placed: dict[nn.Parameter, torch.device] = {}
+    for name, part in _uncut(module):
+        own = list(part.parameters())
+        needed = sum(bits_of[parameter] for parameter in own if parameter not in placed)
+        while gpu < len(room) and needed > left:
+            gpu += 1
+            left = 8 * room[gpu] if gpu < len(room) else 0
+        here = torch.device("cuda", gpu) if gpu < len(room) else torch.device("cpu")
+        devices[name] = here if needed else placed.get(own[0], here)
+        left -= needed
+        placed |= {parameter: devices[name] for parameter in own if parameter not in placed}
+    return devices
+
+
+def _uncut(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The parts that stay on one device: whole blocks, the vision tower, and modules with parameters of their
+    own."""
+    for child, part in module.named_children():
+        inner = f"{name}.{child}" if name else child
+        leaf = next(part.parameters(recurse=False), None) is not None
+        if leaf or child == "visual" or isinstance(module, nn.ModuleList):
+            yield inner, part
+        else:
+            yield from _uncut(part, inner)
 
 
 def spread(module: nn.Module, devices: Mapping[str, torch.device]) -> None:
-    """Hooks of accelerate that move the inputs of every part to its device."""
+    """Hooks of accelerate that move the inputs of every part to its device.
+
+    Parts on the CPU compute there: every step would otherwise bring their weights to a GPU and drop them.
+    """
     from accelerate import dispatch_model
     from accelerate.hooks import remove_hook_from_module
 
-    dispatch_model(module, {name: str(device) for name, device in devices.items()}, force_hooks=True)
+    places = {name: str(device) for name, device in devices.items()}
+    dispatch_model(module, places, main_device="cpu" if "cpu" in places.values() else None, force_hooks=True)
     # The outermost hook would send results back to the device of the inputs, and takes outputs apart for it.
     remove_hook_from_module(module)
 

@@ -36,6 +36,11 @@ class Quantizer:
         self._done = 0
         self._skipped: dict[str, list[str]] = {}
 
+    @property
+    def bits(self) -> dict[str, int]:
+        """Weight name -> bits per value that it will have (more where its shape does not allow it)."""
+        return dict.fromkeys(self.layers, 8 if self.config.group_size is None else 4)
+
     def convert(self, weight_name: str) -> None:
         """Quantize that layer's weight in place, or note why it has to stay. UnsupportedError if torchao
         refuses."""
