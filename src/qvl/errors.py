@@ -23,7 +23,7 @@ wrong, what was expected, what to do.
     ├── ConfigError (ValueError)             a config value that cannot describe a model
     │   └── ConfigKeyError (KeyError)        a key that the config must have is missing
     ├── CheckpointError (OSError)            files of a checkpoint
-    │   ├── CheckpointNotFoundError (FileNotFoundError)
+    │   ├── CheckpointNotFoundError (FileNotFoundError, ValueError)   ValueError: transformers, for a bad id
     │   ├── CheckpointCorruptError           truncated or unreadable
     │   └── CheckpointMismatchError (RuntimeError)   tensors missing, left over or of another shape
     ├── NonFiniteError (ValueError)          NaN or infinity where numbers were expected
@@ -114,7 +114,7 @@ class CheckpointError(QvlError, OSError):
     __str__ = Exception.__str__
 
 
-class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError, ValueError):
     """No such folder, file, repository or revision."""
 
 

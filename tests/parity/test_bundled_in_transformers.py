@@ -1,6 +1,5 @@
 """The bundled checkpoint in transformers 4.57: it loads there as it is and gives the same answers."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,6 @@ def models():
 def inputs(processor):
     """Held-out pictures of one to three digits in one batch, as the public way makes them."""
     pytest.importorskip("sklearn")
-    sys.path.insert(0, str(ROOT))  # the examples are scripts of the repository, not part of the package
     from examples.digits.data import load_scans
     from examples.digits.evaluate import cases, conversation
 

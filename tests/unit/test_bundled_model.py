@@ -1,7 +1,6 @@
 """The small model inside qvl: it reads handwriting it never saw, in a folder like a released checkpoint."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,6 @@ def question(text: str, **medium) -> list[dict]:
 def test_reads_held_out_scans(model, processor, digits, rate):
     """Every fifth held-out scan; ``python -m examples.digits.evaluate`` takes them all."""
     pytest.importorskip("sklearn")
-    sys.path.insert(0, str(ROOT))  # the examples are scripts of the repository, not part of the package
     from examples.digits.data import load_scans
     from examples.digits.evaluate import cases, score
 

@@ -1,6 +1,5 @@
 """How the bundled model is trained: examples/digits, in steps small enough for a test."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # the examples are scripts of the repository, not part of the package
 pytest.importorskip("sklearn")
 
 from examples.digits import checkpoint, tokenizer  # noqa: E402

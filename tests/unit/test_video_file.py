@@ -262,7 +262,11 @@ def test_garbage_in_the_middle(tmp_path):
         list(video.frames(range(40)))
 
 
-DAMAGED = {"mpeg2 in ts": ("a.ts", "mpeg2video"), "mpeg4 in mkv": ("a.mkv", "mpeg4"), "h264 in mkv": ("a.mkv", "libx264")}  # fmt: skip
+DAMAGED = {
+    "mpeg2 in ts": ("a.ts", "mpeg2video"),
+    "mpeg4 in mkv": ("a.mkv", "mpeg4"),
+    "h264 in mkv": ("a.mkv", "libx264"),
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGED)

@@ -220,7 +220,8 @@ def _decoded(
     for kv in kvs:
         kv.check(k_NGD)
     pairs = [kv.append(layer, k, v) for kv, k, v in zip(kvs, k_NGD.unbind(0), v_NGD.unbind(0), strict=True)]
-    return single_query_attention(q_NHD, *zip(*pairs, strict=True), window)
+    keys, values = zip(*pairs, strict=True)
+    return single_query_attention(q_NHD, keys, values, window)
 
 
 def _traced(*tensors: Tensor) -> bool:
