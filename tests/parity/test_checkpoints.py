@@ -37,6 +37,26 @@ def test_ours_loads_in_transformers(tmp_path, tied, shard):
 
 
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shard", ["5GB", "40KB"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_ours_saved_gives_the_same_greedy_answers_there(tmp_path, tied, shard, dtype):
+    """Random weights large enough that the answers are not one token over and over."""
+    theirs_config, config = tiny_configs(tie_word_embeddings=tied, text={"tie_word_embeddings": tied})
+    ours = Ours(config)
+    ours.load_state_dict(tiny_oracle(theirs_config).state_dict())
+    ours.to(dtype).save_pretrained(tmp_path, max_shard_size=shard)
+    answers = []
+    for kind in (Ours, Theirs):
+        model = kind.from_pretrained(tmp_path, dtype="auto", attn_implementation="eager")
+        assert model.dtype == dtype
+        model.float()  # what was stored in half precision, computed alike on both sides
+        ids = model.generate(**ARGUMENTS, max_new_tokens=64, do_sample=False, eos_token_id=[], pad_token_id=0)
+        answers.append(ids[:, ARGUMENTS["input_ids"].shape[1] :].tolist())
+    assert answers[0] == answers[1]
+    assert len(answers[0][0]) == 64 and len({token for row in answers[0] for token in row}) > 3
+
+
+@pytest.mark.parametrize("tied", [False, True])
 def test_transformers_loads_in_ours(tmp_path, tied):
     config, _ = tiny_configs(tie_word_embeddings=tied, text={"tie_word_embeddings": tied})
     theirs = tiny_oracle(config)

@@ -233,6 +233,15 @@ class TestPenalties:
         assert torch.equal(ours, expected)
         assert not torch.equal(ours, models[1].generate(**arguments, **settings))
 
+    def test_padding_is_no_token_of_the_prompt(self, models):
+        """In transformers pad ids are penalised and make n-grams: each row is held against its own call."""
+        arguments = batch(*MIXED, pad=PAD)
+        settings = {"repetition_penalty": 0.6, "no_repeat_ngram_size": 3, "max_new_tokens": 40}
+        together = models[1].generate(**arguments, **settings)
+        for i in range(len(MIXED)):
+            _, expected = both(models, single(arguments, MIXED, i), **settings)
+            assert torch.equal(together[i, -40:], expected[0, -40:])
+
 
 class TestOutput:
     def test_scores_and_logits(self, models):
@@ -432,9 +441,10 @@ class TestText:
             stops = [text[start : start + size]]
             if "\ufffd" in stops[0]:
                 continue
-            ours, theirs = both(models, arguments, stop_strings=stops, tokenizer=tokenizer)
-            assert torch.equal(ours, theirs)
-            assert ours.shape[1] < ids.shape[1]
+            for given in (stops, ["never said", *stops], stops[0]):
+                ours, theirs = both(models, arguments, stop_strings=given, tokenizer=tokenizer)
+                assert torch.equal(ours, theirs)
+                assert ours.shape[1] < ids.shape[1]
 
     @pytest.mark.parametrize("skip_prompt", [True, False])
     def test_printed_text(self, models, tokenizer, skip_prompt, capsys):

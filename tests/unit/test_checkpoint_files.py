@@ -77,6 +77,14 @@ def test_an_interrupted_save_leaves_the_old_weights(tmp_path, tensors, monkeypat
     assert all(torch.equal(Checkpoint(tmp_path).read(name), tensors[name]) for name in tensors)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize("limit", [400, "5GB"])
+def test_weights_are_as_readable_as_any_new_file(tmp_path, tensors, limit):
+    (tmp_path / "new").touch()
+    write_tensors(tmp_path, tensors, max_shard_size=limit)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_what_cannot_be_written(tmp_path, tensors):
     with pytest.raises(CheckpointError, match=r"1 tensors have no data to save .* first t9"):
         write_tensors(tmp_path, {**tensors, "t9": torch.empty(3, device="meta")})

@@ -86,7 +86,7 @@ def test_as_on_the_page(tmp_path):
     model = load(
         tmp_path,
         dtype=torch.bfloat16,
-        device_map="cpu",
+        device_map="cpu" if torch.cuda.is_available() else "auto",
         quantization_config=TorchAoConfig("int4_weight_only", group_size=128),
     )
     layer = model.model.language_model.layers[1]

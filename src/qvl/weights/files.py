@@ -213,7 +213,12 @@ def write_tensors(
     try:
         for name, shard in zip(names, shards, strict=True):
             written.append(folder / f".{name}.partial")
+            written[-1].touch()
+            mode = (
+                written[-1].stat().st_mode
+            )  # as the umask says; safetensors would leave it to the owner alone
             save_file({key: value.contiguous() for key, value in shard.items()}, written[-1], metadata=header)
+            written[-1].chmod(mode)
         if count > 1:
             names.append(INDEX)
             written.append(folder / f".{INDEX}.partial")
