@@ -105,7 +105,9 @@ def export(network: CausalLM, folder: Path) -> None:
         for name, value in network.state_dict().items()
         if name != "lm_head.weight"
     }
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    save_file(tensors, str(path), metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors writes for its owner alone, and this file is to be shipped
 
 
 def write_json(path: Path, values: dict[str, object]) -> None:

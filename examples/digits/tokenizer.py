@@ -26,7 +26,7 @@ from tokenizers import (
 )
 
 from examples.digits.data import QUESTIONS, SINGLE_DIGIT_QUESTIONS
-from qvl.processing.tokenizer_files import QWEN2_WORDS
+from qvl.processing.text.files import QWEN2_WORDS
 
 ORDINARY_TOKENS = 480  # and 22 added ones; the embedding has 512 rows
 SPECIAL_TOKENS = (

@@ -15,8 +15,8 @@ from qvl.config import PretrainedConfig
 from qvl.errors import CheckpointError, ConfigError
 from qvl.modeling import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qwen2_5_VLTextModel
 from qvl.processing.processor import Qwen2_5_VLProcessor
-from qvl.processing.tokenizer import Qwen2TokenizerFast
-from qvl.processing.tokenizer_files import read_json
+from qvl.processing.text.files import read_json
+from qvl.processing.text.tokenizer import Qwen2TokenizerFast
 
 TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 MODEL_TYPE = "qwen2_5_vl"

@@ -14,7 +14,7 @@ from transformers import video_utils
 
 import qvl
 from qvl.errors import QvlError
-from qvl.processing.media import load_image, open_video
+from qvl.processing.media.opening import load_image, open_video
 from support.checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.oracle

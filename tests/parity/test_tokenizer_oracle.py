@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from qvl.errors import InputError
-from qvl.processing.tokenizer import Qwen2TokenizerFast
-from qvl.processing.tools import function_schema
+from qvl.processing.text.tokenizer import Qwen2TokenizerFast
+from qvl.processing.text.tools import function_schema
 from support.tokens import TOOLS_TEMPLATE, write_tiny_tokenizer
 
 transformers = pytest.importorskip("transformers")

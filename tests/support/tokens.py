@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from qvl.processing.tokenizer_files import byte_level_bpe
+from qvl.processing.text.files import byte_level_bpe
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VISION_TEMPLATE = (GOLDEN / "qwen2_5_vl_chat_template.jinja").read_text()

@@ -6,10 +6,10 @@ import random
 import pytest
 
 from qvl.errors import InputError, InputTypeError, PromptError, UnknownNameError
-from qvl.processing.chat import RenderOptions, choose_template, read_templates, render
-from qvl.processing.messages import find_media, without_sources
-from qvl.processing.tokenizer import Qwen2TokenizerFast
-from qvl.processing.tools import function_schema
+from qvl.processing.text.chat import RenderOptions, choose_template, read_templates, render
+from qvl.processing.text.messages import find_media, without_sources
+from qvl.processing.text.tokenizer import Qwen2TokenizerFast
+from qvl.processing.text.tools import function_schema
 from support.page import PAGE, WITH_ID, WITHOUT_ID
 from support.tokens import SPECIAL, TOOLS_TEMPLATE, VISION_TEMPLATE, write_tiny_tokenizer
 

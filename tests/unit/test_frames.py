@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qvl.errors import InputError, InputTypeError, UnknownNameError
-from qvl.processing.frames import SamplingRule, Timeline, choose_frames
+from qvl.processing.video.frames import SamplingRule, Timeline, choose_frames
 
 
 def choose(total, file_fps=30.0, start=None, end=None, timestamps=None, **rule):

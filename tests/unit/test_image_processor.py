@@ -20,7 +20,7 @@ from qvl.errors import (
     UnsupportedError,
 )
 from qvl.processing.image import Qwen2VLImageProcessor, smart_resize
-from qvl.processing.media import MediaLimits
+from qvl.processing.media.opening import MediaLimits
 
 
 @pytest.fixture

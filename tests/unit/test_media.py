@@ -21,8 +21,8 @@ from qvl.errors import (
     MediaNotFoundError,
     MediaTooLargeError,
 )
-from qvl.processing.media import MediaLimits, load_image, load_pdf_pages
-from qvl.processing.rgb import to_rgb
+from qvl.processing.media.opening import MediaLimits, load_image, load_pdf_pages
+from qvl.processing.media.rgb import to_rgb
 
 
 def picture(mode="RGB", size=(6, 4)):

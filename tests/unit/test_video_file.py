@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qvl.errors import InputError, MediaDecodeError, MediaFetchError, MediaNotFoundError, MediaTooLargeError
-from qvl.processing.media import MediaLimits, open_video
+from qvl.processing.media.opening import MediaLimits, open_video
 
 
 def write_video(

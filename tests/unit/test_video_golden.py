@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qvl.errors import InputError
-from qvl.processing.video import Qwen2_5_VLVideoProcessor
+from qvl.processing.video.processor import Qwen2_5_VLVideoProcessor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 cases = runpy.run_path(str(GOLDEN / "video_cases.py"))

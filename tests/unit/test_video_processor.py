@@ -19,8 +19,8 @@ from qvl.errors import (
     UnsupportedError,
 )
 from qvl.processing.image import Qwen2VLImageProcessor
-from qvl.processing.media import MediaLimits, open_video
-from qvl.processing.video import VIDEO_OVERRIDES, Qwen2_5_VLVideoProcessor, Qwen2VLVideoProcessor
+from qvl.processing.media.opening import MediaLimits, open_video
+from qvl.processing.video.processor import VIDEO_OVERRIDES, Qwen2_5_VLVideoProcessor, Qwen2VLVideoProcessor
 
 RAW = {"do_resize": False, "do_rescale": False, "do_normalize": False}
 

@@ -106,7 +106,7 @@ def _keep_quiet(text: str) -> None:
 
 
 def _check_question(question: str) -> None:
-    from qvl.processing.sources import is_url
+    from qvl.processing.media.sources import is_url
 
     if question == STDIN or os.path.isfile(question) or (is_url(question) and len(question.split()) == 1):
         raise InputError(

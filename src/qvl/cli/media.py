@@ -15,8 +15,8 @@ from PIL import Image, UnidentifiedImageError
 
 from qvl.errors import InputError, MediaDecodeError, MediaError
 from qvl.processing.image import smart_resize
-from qvl.processing.media import load_image, load_pdf_pages, open_video
-from qvl.processing.sources import describe, is_url, opened
+from qvl.processing.media.opening import load_image, load_pdf_pages, open_video
+from qvl.processing.media.sources import describe, is_url, opened
 from qvl.types import Grid
 
 STDIN = "-"

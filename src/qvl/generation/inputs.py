@@ -22,7 +22,7 @@ from qvl.errors import (
     PlaceholderMismatchError,
     PromptError,
 )
-from qvl.types import Grid
+from qvl.processing.positions import read_grids
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +144,3 @@ def real_cells(inputs: ModelInputs, pad_id: int | None, eos_ids: Sequence[int]) 
     for row in (~real_BL.any(1)).nonzero().flatten().tolist():
         raise PromptError(f"Row {row} of the batch has no real token: its attention mask is 0 everywhere.")
     return real_BL
-
-
-def read_grids(grid_thw: Tensor | Sequence[Sequence[int]] | None) -> list[Grid]:
-    """(M, 3) numbers as grids."""
-    if grid_thw is None:
-        return []
-    rows = grid_thw.tolist() if isinstance(grid_thw, Tensor) else grid_thw
-    if any(len(row) != 3 for row in rows):
-        raise InputError("A grid has three numbers: temporal steps, rows and columns of patches.")
-    return [Grid(*(int(n) for n in row)) for row in rows]

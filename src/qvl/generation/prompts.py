@@ -16,8 +16,14 @@ import torch
 from torch import Tensor
 
 from qvl.errors import CacheError, InputError, PlaceholderMismatchError
-from qvl.generation.inputs import ModelInputs, read_grids
-from qvl.processing.positions import Placement, multimodal_positions, place_media
+from qvl.generation.inputs import ModelInputs
+from qvl.processing.positions import (
+    Placement,
+    multimodal_positions,
+    place_media,
+    read_grids,
+    read_seconds,
+)
 from qvl.types import Medium, Prompt, Span
 
 
@@ -179,7 +185,7 @@ class _Media:
                 "image": _cut(inputs.pixel_values, inputs.image_grid_thw),
                 "video": _cut(inputs.pixel_values_videos, inputs.video_grid_thw),
             },
-            _seconds(inputs.second_per_grid_ts, len(videos)),
+            read_seconds(inputs.second_per_grid_ts, len(videos)),
         )
 
     def seconds(self, placement: Placement) -> float:
@@ -200,15 +206,3 @@ def _cut(pixels_PC: Tensor | None, grid_thw: Tensor | None) -> list[Tensor] | No
     if pixels_PC is None:
         return None
     return list(pixels_PC.split([grid.patches for grid in read_grids(grid_thw)]))
-
-
-def _seconds(second_per_grid_ts: Tensor | Sequence[float] | None, videos: int) -> list[float]:
-    """One value per video; 1.0 where the caller is silent, as in transformers."""
-    if second_per_grid_ts is None:
-        return [1.0] * videos
-    seconds = [float(s) for s in second_per_grid_ts]
-    if len(seconds) != videos:
-        raise InputError(
-            f"second_per_grid_ts has {len(seconds)} values for {videos} videos; give one for each."
-        )
-    return seconds

@@ -14,7 +14,13 @@ import torch
 
 from qvl.errors import InputError
 from qvl.modeling.packing import Packing
-from qvl.processing.positions import Placement, multimodal_positions, place_media
+from qvl.processing.positions import (
+    Placement,
+    multimodal_positions,
+    place_media,
+    read_grids,
+    read_seconds,
+)
 from qvl.types import Grid
 
 
@@ -53,25 +59,7 @@ class VisionArguments:
     @property
     def seconds(self) -> list[float]:
         """Seconds per temporal step, one per video; 1.0 (transformers' default) if silent."""
-        count = len(self.video_grids)
-        if self.second_per_grid_ts is None:
-            return [1.0] * count
-        seconds = [float(s) for s in self.second_per_grid_ts]
-        if len(seconds) != count:
-            raise InputError(
-                f"second_per_grid_ts has {len(seconds)} values for {count} videos; give one for each"
-            )
-        return seconds
-
-
-def read_grids(grid_thw: torch.Tensor | Sequence[Sequence[int]] | None) -> list[Grid]:
-    """(M, 3) numbers as grids."""
-    if grid_thw is None:
-        return []
-    rows = grid_thw.tolist() if isinstance(grid_thw, torch.Tensor) else grid_thw
-    if any(len(row) != 3 for row in rows):
-        raise InputError("a grid has three numbers: temporal steps, rows and columns of patches")
-    return [Grid(*(int(n) for n in row)) for row in rows]
+        return read_seconds(self.second_per_grid_ts, len(self.video_grids))
 
 
 def packed_positions(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qvl.errors import InputError, InputTypeError, PromptError
-from qvl.processing.media import DEFAULT_LIMITS, load_image
+from qvl.processing.media.opening import DEFAULT_LIMITS, load_image
 
 MEDIA_KEYS = ("image", "url", "path", "base64")
 

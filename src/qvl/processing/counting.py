@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qvl.processing.image import Qwen2VLImageProcessor
-from qvl.processing.media import load_image
-from qvl.processing.video import Qwen2_5_VLVideoProcessor
+from qvl.processing.media.opening import load_image
+from qvl.processing.video.processor import Qwen2_5_VLVideoProcessor
 
 
 @dataclass(frozen=True)

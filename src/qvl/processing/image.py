@@ -21,11 +21,11 @@ from PIL import Image
 
 from qvl.errors import InputError, UnsupportedError
 from qvl.processing.features import BatchFeature
-from qvl.processing.media import DEFAULT_LIMITS, MediaLimits, load_image
+from qvl.processing.media.opening import DEFAULT_LIMITS, MediaLimits, load_image
+from qvl.processing.media.rgb import array_to_pil, as_array, channel_layout, without_alpha
 from qvl.processing.options import CLIP_MEAN, CLIP_STD, chosen, layout_name, mean_and_std, patch_shape, pick
 from qvl.processing.patches import PatchShape, TwoStepNormalise, to_patches
 from qvl.processing.pretrained import SavedSettings
-from qvl.processing.rgb import array_to_pil, as_array, channel_layout, without_alpha
 from qvl.processing.sizes import PixelLimits, checked_size, smart_resize, target_size
 from qvl.types import Grid
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qvl.errors import PlaceholderMismatchError
-from qvl.processing.inert import MarkedText, repeat_token
+from qvl.processing.text.inert import MarkedText, repeat_token
 from qvl.types import Modality
 
 # In mm_token_type_ids; text is 0.

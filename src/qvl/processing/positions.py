@@ -115,6 +115,28 @@ def multimodal_positions(
     return positions_3T, following - token_count
 
 
+def read_grids(grid_thw: torch.Tensor | Sequence[Sequence[int]] | None) -> list[Grid]:
+    """``image_grid_thw`` or ``video_grid_thw``, (media, 3) integers, as grids."""
+    if grid_thw is None:
+        return []
+    rows = grid_thw.tolist() if isinstance(grid_thw, torch.Tensor) else grid_thw
+    if any(len(row) != 3 for row in rows):
+        raise InputError("A grid has three numbers: temporal steps, rows and columns of patches.")
+    return [Grid(*(int(n) for n in row)) for row in rows]
+
+
+def read_seconds(second_per_grid_ts: torch.Tensor | Sequence[float] | None, videos: int) -> list[float]:
+    """``second_per_grid_ts``, one value per video; 1.0 where the caller is silent, as in transformers."""
+    if second_per_grid_ts is None:
+        return [1.0] * videos
+    seconds = [float(s) for s in second_per_grid_ts]
+    if len(seconds) != videos:
+        raise InputError(
+            f"second_per_grid_ts has {len(seconds)} values for {videos} videos; give one for each."
+        )
+    return seconds
+
+
 def _seconds_of(index: int, seconds_per_grid: Sequence[float]) -> float:
     if not seconds_per_grid:
         raise InputError("A video needs seconds_per_grid: the seconds that one of its temporal steps covers")

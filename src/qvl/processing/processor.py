@@ -12,19 +12,19 @@ from typing import Any
 
 from qvl import hub
 from qvl.errors import InputTypeError, PromptError, UnsupportedError
-from qvl.processing import chat
-from qvl.processing.assistant import add_assistant_masks
 from qvl.processing.call_options import COMMON, SECTIONS, UNREAD, CallOptions, parameters, sort_options
 from qvl.processing.counting import MediaTokens, image_tokens, merge_size, video_tokens
 from qvl.processing.features import BatchFeature
 from qvl.processing.image import IMAGE_OVERRIDES, Qwen2VLImageProcessor, flat_images
-from qvl.processing.inert import MarkedText
-from qvl.processing.messages import MediaItem, find_media, without_sources
 from qvl.processing.placeholders import check_each, check_kept, expanded, token_types
-from qvl.processing.special_tokens import ROLES
-from qvl.processing.tokenizer import Qwen2TokenizerFast
-from qvl.processing.video import VIDEO_OVERRIDES, Qwen2_5_VLVideoProcessor
-from qvl.processing.video_requests import PIXEL_OPTIONS
+from qvl.processing.text import chat
+from qvl.processing.text.assistant import add_assistant_masks
+from qvl.processing.text.inert import MarkedText
+from qvl.processing.text.messages import MediaItem, find_media, without_sources
+from qvl.processing.text.special_tokens import ROLES
+from qvl.processing.text.tokenizer import Qwen2TokenizerFast
+from qvl.processing.video.processor import VIDEO_OVERRIDES, Qwen2_5_VLVideoProcessor
+from qvl.processing.video.requests import PIXEL_OPTIONS
 from qvl.types import Grid, Modality
 
 # What from_pretrained may set on the tokenizer; all else is for the media processors.

@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from qvl import hub
 from qvl.errors import InputError
-from qvl.processing import chat, tokenizer_files
-from qvl.processing.special_tokens import ROLES, SpecialToken, SpecialTokenId, token_text
+from qvl.processing.text import chat, files
+from qvl.processing.text.special_tokens import ROLES, SpecialToken, SpecialTokenId, token_text
 
 Self = TypeVar("Self", bound="Vocabulary")
 
@@ -59,7 +59,7 @@ class Vocabulary:
         **kwargs: Any,
     ):
         if tokenizer_object is None:
-            self._backend = tokenizer_files.read_backend(tokenizer_file, vocab_file, merges_file)
+            self._backend = files.read_backend(tokenizer_file, vocab_file, merges_file)
         else:
             self._backend = Tokenizer.from_str(tokenizer_object.to_str())
         self._backend.no_padding()  # calls lay rows out themselves
@@ -91,7 +91,7 @@ class Vocabulary:
         known = self._backend.get_added_tokens_decoder().values()
         known_texts = {token.content for token in known}
         special = set(self.all_special_tokens)
-        for token in tokenizer_files.parse_added_tokens(settings.get("added_tokens_decoder") or {}):
+        for token in files.parse_added_tokens(settings.get("added_tokens_decoder") or {}):
             if token.content not in known_texts:
                 self._add(token, special=token.special or token.content in special)
                 known_texts.add(token.content)
@@ -110,7 +110,7 @@ class Vocabulary:
         folder = hub.resolve(
             pretrained_model_name_or_path, **hub.pop_options(kwargs), patterns=hub.SMALL_FILES
         )
-        settings = tokenizer_files.read_settings(folder)
+        settings = files.read_settings(folder)
         if (templates := chat.read_templates(folder, legacy=False)) is not None:
             settings["chat_template"] = templates
         return cls(*inputs, **{**settings, "name_or_path": str(pretrained_model_name_or_path), **kwargs})
@@ -136,7 +136,7 @@ class Vocabulary:
             "tokenizer_class": "Qwen2Tokenizer",
         } | ({"chat_template": templates} if templates is not None else {})
         given = {role: token for role, token in roles.items() if token is not None}
-        return tuple(tokenizer_files.write(Path(save_directory), self._backend, config, given | shared))
+        return tuple(files.write(Path(save_directory), self._backend, config, given | shared))
 
     # Vocabulary
 
@@ -217,7 +217,7 @@ class Vocabulary:
     def _add(self, token: str | AddedToken | Mapping[str, Any], *, special: bool) -> int:
         self._blind_backend = None
         if isinstance(token, Mapping):
-            (token,) = tokenizer_files.parse_added_tokens({0: token})
+            (token,) = files.parse_added_tokens({0: token})
         new = self._backend.token_to_id(str(token_text(token))) is None
         if special:
             self._backend.add_special_tokens([token])

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from qvl.errors import UnsupportedError
-from qvl.processing.clips import Clip, VideoMetadata, is_file, known_rate, open_clip
-from qvl.processing.frames import DEFAULT_FPS, SamplingRule, choose_frames
-from qvl.processing.media import MediaLimits
+from qvl.processing.media.opening import MediaLimits
 from qvl.processing.patches import FusedNormalise, PatchShape
 from qvl.processing.sizes import target_size
+from qvl.processing.video.clips import Clip, VideoMetadata, is_file, known_rate, open_clip
+from qvl.processing.video.frames import DEFAULT_FPS, SamplingRule, choose_frames
 from qvl.types import Grid
 
 INTERPOLATION = {

@@ -17,16 +17,23 @@ import torch
 from PIL import Image
 
 from qvl.errors import InputError
-from qvl.processing.clips import VideoMetadata, flat_metadata, flat_videos, is_file
 from qvl.processing.features import BatchFeature
-from qvl.processing.frames import DEFAULT_FPS, SamplingRule, Timeline, choose_frames
-from qvl.processing.media import DEFAULT_LIMITS, MediaLimits
+from qvl.processing.media.opening import DEFAULT_LIMITS, MediaLimits
 from qvl.processing.options import CLIP_MEAN, CLIP_STD, layout_name, mean_and_std, patch_shape, pick
 from qvl.processing.patches import FusedNormalise, to_patches
 from qvl.processing.pretrained import SavedSettings
-from qvl.processing.sampled import SampledVideo, VideoPlan, VideoSettings, opened_clip, plan_clip, sample_clip
 from qvl.processing.sizes import PixelLimits, checked_size, smart_resize
-from qvl.processing.video_requests import VIDEO_OVERRIDES, check_names, video_requests
+from qvl.processing.video.clips import VideoMetadata, flat_metadata, flat_videos, is_file
+from qvl.processing.video.frames import DEFAULT_FPS, SamplingRule, Timeline, choose_frames
+from qvl.processing.video.requests import VIDEO_OVERRIDES, check_names, video_requests
+from qvl.processing.video.sampled import (
+    SampledVideo,
+    VideoPlan,
+    VideoSettings,
+    opened_clip,
+    plan_clip,
+    sample_clip,
+)
 
 __all__ = [
     "VIDEO_OVERRIDES",

@@ -21,7 +21,7 @@ import av
 import numpy as np
 
 from qvl.errors import InputError, MediaDecodeError, MediaError, MediaTooLargeError
-from qvl.processing.sources import DEFAULT_LIMITS, MediaLimits, describe, opened
+from qvl.processing.media.sources import DEFAULT_LIMITS, MediaLimits, describe, opened
 
 SEEK_GAIN = 8  # a seek empties the decoder, so it is worth it only where it skips more frames than this
 

@@ -18,9 +18,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from qvl.errors import InputError, InputTypeError, MediaDecodeError, MediaTooLargeError, missing_dependency
-from qvl.processing.rgb import array_to_pil, to_rgb, upright
-from qvl.processing.sources import DEFAULT_LIMITS, MediaLimits, describe, opened
-from qvl.processing.videofile import VideoFile
+from qvl.processing.media.rgb import array_to_pil, to_rgb, upright
+from qvl.processing.media.sources import DEFAULT_LIMITS, MediaLimits, describe, opened
+from qvl.processing.media.videofile import VideoFile
 
 __all__ = ["DEFAULT_LIMITS", "MediaLimits", "load_image", "load_pdf_pages", "open_video"]
 
@@ -95,7 +95,7 @@ def check_pixels(width: int, height: int, most: int, name: str) -> None:
 def open_video(source: Any, *, limits: MediaLimits = DEFAULT_LIMITS) -> VideoFile:
     """A video from a path, URL, data URI, bytes or binary file object; close it or use it in ``with``.
 
-    See :class:`qvl.processing.videofile.VideoFile` for what it offers. Raises MediaNotFoundError,
+    See :class:`qvl.processing.media.videofile.VideoFile` for what it offers. Raises MediaNotFoundError,
     MediaFetchError, MediaDecodeError (no video in it, zero frames, corrupt), MediaTooLargeError.
     """
     return VideoFile(source, limits=limits)

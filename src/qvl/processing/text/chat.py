@@ -24,9 +24,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from qvl.errors import InputTypeError, PromptError, UnknownNameError
-from qvl.processing.inert import Guard, MarkedText, Marks
-from qvl.processing.tokenizer_files import read_json, write_json
-from qvl.processing.tools import tool_schema
+from qvl.processing.text.files import read_json, write_json
+from qvl.processing.text.inert import Guard, MarkedText, Marks
+from qvl.processing.text.tools import tool_schema
 
 Message = Mapping[str, Any]
 Templates = str | dict[str, str] | None

@@ -18,12 +18,12 @@ import torch
 from tokenizers import Encoding, Tokenizer
 
 from qvl.errors import InputError, InputTypeError, PromptError
-from qvl.processing import chat
-from qvl.processing.assistant import add_assistant_masks
 from qvl.processing.features import BatchFeature
-from qvl.processing.inert import MarkedText, token_pattern
-from qvl.processing.padding import Layout, lengths_kept
-from qvl.processing.vocabulary import Vocabulary
+from qvl.processing.text import chat
+from qvl.processing.text.assistant import add_assistant_masks
+from qvl.processing.text.inert import MarkedText, token_pattern
+from qvl.processing.text.padding import Layout, lengths_kept
+from qvl.processing.text.vocabulary import Vocabulary
 
 # What `clean_up_tokenization_spaces` joins again (the rule is for English and comes from BERT's vocabulary).
 SPACED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")

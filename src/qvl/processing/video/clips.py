@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 
 from qvl.errors import InputError, InputTypeError, MediaError
-from qvl.processing.frames import Timeline
-from qvl.processing.media import DEFAULT_LIMITS, MediaLimits, load_image, open_video
-from qvl.processing.rgb import channel_layout, without_alpha
-from qvl.processing.videofile import VideoFile
+from qvl.processing.media.opening import DEFAULT_LIMITS, MediaLimits, load_image, open_video
+from qvl.processing.media.rgb import channel_layout, without_alpha
+from qvl.processing.media.videofile import VideoFile
+from qvl.processing.video.frames import Timeline
 
 # A list of strings that all end so is the frames of one video. GIF is left out: it may be a video itself.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from qvl.processing.features import BatchFeature
-from qvl.processing.inert import MarkedText
+from qvl.processing.text.inert import MarkedText
 
 
 def add_assistant_masks(

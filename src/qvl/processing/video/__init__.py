@@ -1,0 +1,1 @@
+"""Videos to patches: which frames the model sees, how large, and when they were shown."""
