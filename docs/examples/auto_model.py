@@ -12,7 +12,7 @@ from qvl import AutoModelForImageTextToText, AutoProcessor
 
 def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
-    image: str = "https://b-61j.pages.dev/datasets/huggingface/documentation-images/resolve/main/pipeline-cat-chonk.jpeg",
+    image: str = "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/pipeline-cat-chonk.jpeg",
 ) -> list[str]:
     processor = AutoProcessor.from_pretrained(model)
     model = AutoModelForImageTextToText.from_pretrained(

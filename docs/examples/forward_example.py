@@ -14,7 +14,7 @@ from qvl import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
-    image: str = "https://www.ilankelman.org/stopsigns/australia.jpg",
+    image: str = "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/pipeline-cat-chonk.jpeg",
 ) -> str:
     name = model
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(name)

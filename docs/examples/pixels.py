@@ -15,7 +15,7 @@ def tokens(processor, image) -> int:
 
 def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
-    image: str = "https://www.ilankelman.org/stopsigns/australia.jpg",
+    image: str = "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/pipeline-cat-chonk.jpeg",
 ) -> tuple[int, int]:
     min_pixels = 224 * 224
     max_pixels = 2048 * 2048

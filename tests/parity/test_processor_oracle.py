@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from qvl.processing.processor import Qwen2_5_VLProcessor
+from support.ids import stable
 from support.processors import write_tiny_processor
 
 transformers = pytest.importorskip("transformers")
@@ -116,7 +117,7 @@ def weather(city: str) -> str:
         {"continue_final_message": True},
         {"chat_template": TOOLS, "tools": [weather], "add_generation_prompt": True},
     ],
-    ids=str,
+    ids=stable,
 )
 def test_chat(pair, options):
     for conversation in (CHAT, [CHAT, CHAT[:3]]):

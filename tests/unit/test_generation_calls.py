@@ -15,6 +15,7 @@ from qvl.errors import GenerationError, InputTypeError, PromptTooLongError
 from qvl.generation import GenerationConfig, TextIteratorStreamer
 from qvl.modeling import Qwen2_5_VLForConditionalGeneration
 from support.batches import MIXED, batch, prompt_row, single
+from support.ids import stable
 from support.tiny import random_ids, tiny_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -70,7 +71,7 @@ class TestWrongCalls:
             ({"stopping_criteria": fail}, InputTypeError),
             ({"streamer": print}, InputTypeError),
         ],
-        ids=str,
+        ids=stable,
     )
     def test_are_named_before_anything_is_computed(self, model, monkeypatch, settings, error):
         monkeypatch.setattr(model.model.language_model, "packed", fail)
@@ -122,7 +123,7 @@ class TestNeighbours:
             {"do_sample": True, "seed": 5, "min_p": 0.02, "typical_p": 0.9, "top_k": 0},
             {"no_repeat_ngram_size": 2},
         ],
-        ids=str,
+        ids=stable,
     )
     @pytest.mark.parametrize("engine", [None, EngineSettings(max_step_tokens=11, max_sequences=3)], ids=str)
     def test_row_i_is_a_call_of_its_own_with_seed_plus_i(self, settings, engine):
@@ -228,7 +229,7 @@ class TestReaders:
             ({"max_new_tokens": 3, "colour": "red"}, GenerationError),
             ({"max_new_tokens": 3, "attention_mask": torch.ones(1, 2)}, ValueError),
         ],
-        ids=str,
+        ids=stable,
     )
     def test_errors(self, model, call, error):
         streamer = TextIteratorStreamer(Numbers(), skip_prompt=True, timeout=30)
