@@ -6,6 +6,7 @@ The folder is laid out as a released one: the same files, the same tensor names,
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from qvl.config import Qwen2_5_VLConfig
 from qvl.network.vlm import CausalLM
 from qvl.weights.names import to_released
 
+ASSETS = Path("src/qvl/assets/digits")  # the bundled model, in the package
 ROWS = 512  # of the embedding: a few more than there are tokens, as in the released models
 # Scans of 8 x 8 cells hold no more than this shows, and the sizes in ``lessons`` are those that come of it.
 MIN_PIXELS, MAX_PIXELS = 56 * 84, 84 * 112
@@ -67,8 +69,11 @@ def model_config() -> Qwen2_5_VLConfig:
 
 
 def write_small_files(folder: Path) -> Tokenizer:
-    """Everything but the weights and the chat template, which is the released one."""
+    """Everything but the weights. The chat template is the released one, as the package has it."""
     folder.mkdir(parents=True, exist_ok=True)
+    template = ASSETS / "chat_template.jinja"
+    if not (folder / template.name).exists():
+        shutil.copyfile(template, folder / template.name)
     words = tokenizer.save(folder)
     model_config().save_pretrained(folder)
     write_json(

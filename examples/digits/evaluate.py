@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from rich.progress import track
 
+from examples.digits.checkpoint import ASSETS
 from examples.digits.data import FAITHFUL, MAX_DIGITS, QUESTIONS, Scans, draw_pictures, load_scans
 from qvl import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-BUNDLED = Path("src/qvl/assets/digits")
 KINDS = {1: "single digits", 2: "two digits", 3: "three digits"}
 # Width over height of the pictures, by the number of digits.
 PROPORTIONS = {1: (0.7, 1.6), 2: (1.0, 2.2), 3: (1.3, 3.0)}
@@ -88,31 +88,33 @@ def score(model: Any, processor: Any, all_cases: Sequence[Case], batch: int = 64
     return right
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default=BUNDLED)
-    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, float16 or bfloat16")
-    parser.add_argument("--json", type=Path, help="also write the figures into this file")
-    options = parser.parse_args()
-    processor = AutoProcessor.from_pretrained(options.model)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(options.model, dtype=options.dtype)
+def held_out_figures(folder: Path, dtype: str = "auto") -> dict[str, Any]:
+    """The score of a checkpoint folder, printed kind by kind."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     _, held_out = load_scans()
     start, figures = time.monotonic(), {}
     for digits, name in KINDS.items():
         all_cases = list(cases(held_out, digits))
         right = score(model, processor, all_cases, label=name)
-        figures[name] = {
-            "right": right,
-            "of": len(all_cases),
-            "percent": round(100 * right / len(all_cases), 2),
-        }
-        print(f"{name}: {right} of {len(all_cases)} read exactly, {right / len(all_cases):.2%}")
+        share = right / len(all_cases)
+        figures[name] = {"right": right, "of": len(all_cases), "percent": round(100 * share, 2)}
+        print(f"{name}: {right} of {len(all_cases)} read exactly, {share:.2%}")
     seconds = round(time.monotonic() - start, 1)
     print(f"{seconds} s, {model.dtype}")
+    return {"held_out": figures, "dtype": str(model.dtype).removeprefix("torch."), "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=ASSETS)
+    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, float16 or bfloat16")
+    parser.add_argument("--json", type=Path, help="also write the figures into this file")
+    options = parser.parse_args()
+    report = held_out_figures(options.model, options.dtype)
     if options.json:
-        report = {"held_out": figures, "dtype": str(model.dtype).removeprefix("torch."), "seconds": seconds}
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

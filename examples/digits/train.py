@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from examples.digits.checkpoint import export, model_config, write_small_files
+from examples.digits.checkpoint import ASSETS, export, model_config, write_small_files
 from examples.digits.data import FAITHFUL, TRAINING, Scans, load_scans
+from examples.digits.evaluate import held_out_figures
 from examples.digits.lessons import (
     DENSE_SIZES,
     IGNORED,
@@ -41,7 +42,6 @@ from examples.digits.lessons import (
 )
 from examples.digits.small import SmallPicturesLM, attend_by_length
 
-ASSETS = Path("src/qvl/assets/digits")
 CELLS = 64  # of a scan
 
 
@@ -231,7 +231,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    write_small_files(ASSETS)
+    write_small_files(options.out)
     scans, held_out = load_scans()
     if options.choose:  # recipes are chosen on these, never on the scans that are held out
         cut = len(scans) * 4 // 5
@@ -244,6 +244,7 @@ def main() -> None:
     print("other scans: tokens {:.1%}, numbers {:.1%}".format(*training.check(64)))
     if not options.choose:
         export(training.average.network, options.out)
+        held_out_figures(options.out)
 
 
 if __name__ == "__main__":
