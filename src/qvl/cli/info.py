@@ -97,13 +97,12 @@ def describe_model(config: Qwen2_5_VLConfig) -> dict[str, Any]:
 
 def count_parameters(config: Qwen2_5_VLConfig) -> dict[str, int]:
     """Parameters by part, tied ones once; ``linear``: those that weight-only quantization makes smaller."""
-    import torch
     from torch import nn
 
     from qvl.modeling import Qwen2_5_VLForConditionalGeneration
+    from qvl.weights.skeleton import skeleton
 
-    with torch.device("meta"):
-        network = Qwen2_5_VLForConditionalGeneration(config)
+    network = skeleton(Qwen2_5_VLForConditionalGeneration, config)
     decoder = network.language_model
     linear = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, nn.Linear))
     return {

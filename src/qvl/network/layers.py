@@ -109,9 +109,12 @@ def run_block(block: nn.Module, *arguments: Any, recompute: bool) -> Tensor:
 def initialise(module: nn.Module, std: float) -> None:
     """Weights for training from nothing: normal(0, std) for matrices, zeros for biases, ones for norms.
 
-    The row of an embedding's ``padding_idx`` is zero.
+    The row of an embedding's ``padding_idx`` is zero. Parameters on the meta device are left alone: there is
+    nothing to fill, which `qvl.weights.skeleton` relies on.
     """
     for layer in module.modules():
+        if getattr(getattr(layer, "weight", None), "is_meta", False):
+            continue
         if isinstance(layer, (nn.Linear, nn.Conv3d)):
             layer.weight.normal_(0.0, std)
             if layer.bias is not None:

@@ -25,6 +25,7 @@ from qvl.weights.progress import SlowProgress
 from qvl.weights.quantize import TorchAoConfig
 from qvl.weights.quantized_files import QuantizedCheckpoint, is_quantized
 from qvl.weights.quantizer import Quantizer
+from qvl.weights.skeleton import skeleton
 from qvl.weights.tensors import Group, groups_of
 
 LISTED = 20  # names in an error message before "and N more"
@@ -96,8 +97,7 @@ def load_model(model_class: type[nn.Module], config: Any, folder: Path, options:
     if isinstance(source, QuantizedCheckpoint):
         _refuse_changes(source, options)
     config.dtype = _dtype_of(options, config, source)
-    with torch.device("meta"):
-        module = model_class(config)
+    module = skeleton(model_class, config)
     quantization = options.quantization_config
     quantizer = None if quantization is None else Quantizer(module, quantization)
     placement = placement.fitted(module, config.dtype, {} if quantizer is None else quantizer.bits)
