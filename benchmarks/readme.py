@@ -5,7 +5,8 @@ machines differ and are noisy. Needs the ``test`` extra. Writes the tables betwe
 
     python -m benchmarks.readme [--rounds 5] [--dry-run]
 
-A peer is a small script in this file's ``PEERS``: what a careful user of transformers would write.
+The peer is ``ASK_PEER`` here and ``peer`` in `benchmarks.tasks`: what a careful user of transformers
+would write.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ PICTURE = ROOT / "examples" / "pictures" / "digits.png"
 MODEL = ROOT / "src" / "qvl" / "assets" / "digits"
 
 ASK = [sys.executable, "-m", "qvl.cli", "ask", str(PICTURE), "What number is written here?"]
+ASK += ["--dtype", "float32"]  # as the peer is told
 ASK_PEER = f"""
 import os
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -71,7 +73,7 @@ def held_out_table() -> str:
         subprocess.run(command, cwd=ROOT, check=True)
         figures = json.loads(report.read_text())["held_out"]
     rows = [f"| {name} | {f['right']} of {f['of']} | {f['percent']:.1f} % |" for name, f in figures.items()]
-    return "\n".join(["| pictures of held-out writers with | read exactly | |", "|---|---|---|", *rows])
+    return "\n".join(["| pictures of held-out scans with | read exactly | |", "|---|---|---|", *rows])
 
 
 def speed_table(rounds: int) -> str:

@@ -137,8 +137,8 @@ def draw_pictures(
     size: tuple[int, int],
     distortion: Distortion,
     generator: torch.Generator,
-) -> Tensor:
-    """Pictures of ``size`` (height, width), each showing its first ``counts_B`` scans from left to right.
+) -> Drawn:
+    """Pictures of ``size`` (height, width), each its first ``counts_B`` scans in a row, and where they stand.
 
     Place, size, colours and the light on the paper are drawn at random.
     """

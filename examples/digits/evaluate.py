@@ -1,4 +1,6 @@
-"""How well the small model reads scans of writers it never saw: the figures of the README.
+"""How well the small model reads scans that it never saw: the figures of the README.
+
+Most of their writers it never saw either.
 
 Pictures of one, two and three held-out digits, in sizes and proportions as people have them, go the public
 way: processor, chat template, ``generate``. A number counts as read if the whole answer is exactly it. Every

@@ -6,7 +6,7 @@ nothing from pictures. Then all parts learn together to answer questions about p
 moving average of the weights.
 
     python -m examples.digits.train                    # goes on from runs/digits/state.pt if it is there
-    python -m examples.digits.train --choose --steps 1000   # scores on training writers it holds back
+    python -m examples.digits.train --choose --steps 1000   # scores on training scans it holds back
 
 Legend: T tokens, N merged vision tokens, D width, V vocabulary.
 """
@@ -223,9 +223,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder of the finished checkpoint")
     parser.add_argument("--report-every", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=200)
-    parser.add_argument(
-        "--choose", action="store_true", help="hold back training writers, write no checkpoint"
-    )
+    parser.add_argument("--choose", action="store_true", help="hold back training scans, write no checkpoint")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Draws the example pictures: numbers in the handwriting of people the small model never saw.
+"""Draws the example pictures: numbers from scans that the small model never saw.
 
 Held-out scans, enlarged and set side by side on coloured paper. The file names say how many digits.
 

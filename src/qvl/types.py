@@ -51,15 +51,13 @@ class Medium:
     """One picture or video, ready for the vision tower.
 
     ``patches_PC``: float tensor, P = grid.patches rows in merge order. ``seconds_per_grid``: seconds that
-    one temporal step covers (videos; 0 for pictures). ``digest``: names the content and the processing
-    that made the patches, so equal digests mean equal patches.
+    one temporal step covers (videos; 0 for pictures).
     """
 
     kind: Modality
     grid: Grid
     patches_PC: torch.Tensor
     seconds_per_grid: float = 0.0
-    digest: str = ""
 
 
 @dataclass(frozen=True, eq=False)

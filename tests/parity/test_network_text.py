@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qvl.ops.attention import get_backend
 from support.tiny import ROPE_SCALINGS, random_ids, tiny_pair
 
 pytestmark = pytest.mark.oracle
@@ -40,7 +41,7 @@ def both(pair, ids, positions_3T, **options):
 def test_hidden_states(backend, length):
     pair = tiny_pair(seed=1)
     ids = random_ids(length)
-    expected, found = both(pair, ids, multimodal_positions(length), backend_name=backend)
+    expected, found = both(pair, ids, multimodal_positions(length), backend=get_backend(backend))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -86,7 +87,7 @@ def test_sliding_window(backend, window):
     text = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
     pair = tiny_pair(text=text)
     assert pair[1].model.language_model.windows == [None, window, window]
-    expected, found = both(pair, random_ids(40), multimodal_positions(40), backend_name=backend)
+    expected, found = both(pair, random_ids(40), multimodal_positions(40), backend=get_backend(backend))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

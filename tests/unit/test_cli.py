@@ -156,6 +156,7 @@ class TestAsk:
     def test_sampling_with_a_seed_repeats(self, run, model):
         words = ["ask", "Who?", "-m", model, "--max-new-tokens", 8, "--temperature", 1.5, "--seed", 3]
         assert run(*words)[1] == run(*words)[1]
+        assert len({run(*words[:-1], seed)[1] for seed in range(5)}) > 1  # and it is sampling
 
     def test_the_bundled_model_is_named_on_stderr(self, run):
         code, out, err = run("ask", "Who?", "--max-new-tokens", 1)

@@ -19,7 +19,7 @@ from qvl.errors import ConfigError, ConfigKeyError
 
 @dataclass(frozen=True)
 class RopeKeys:
-    """The keys one rope type needs and those it also reads."""
+    """The keys one rope type needs, and those it takes without a warning, as transformers does."""
 
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()

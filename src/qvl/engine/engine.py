@@ -1,6 +1,6 @@
 """The one decoding loop: sequences go in, deltas come out, many at a time.
 
-``generate()``, the pipeline, the command line and a server all use this class. It puts the parts together:
+``generate()``, the pipeline and the command line all use this class. It puts the parts together:
 the scheduler says who runs, the runner makes logits, samplers and beam searches turn them into tokens.
 
 Legend: N rows of logits, V vocabulary.

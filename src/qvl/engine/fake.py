@@ -1,6 +1,6 @@
 """An engine that says what it was told to: for tests of whatever talks to an `Engine`.
 
-No network and no tensors, so a test of a server or a streamer runs in milliseconds. It keeps the engine's
+No network and no tensors, so a test of a streamer runs in milliseconds. It keeps the engine's
 promises about ids, deltas, lengths, end-of-sequence ids, abort and ``on_tokens``; hooks about scores are
 refused, as there are none.
 """

@@ -9,15 +9,14 @@ Storage is head-major, (G, capacity, D) for each layer, so that attention walks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from qvl.errors import CacheError
+from qvl.ops.attention import Attend, Backend
 from qvl.ops.attention.sdpa import sdpa_attention, single_query_attention
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 SMALLEST_CAPACITY = 64  # tokens; below this, growing costs more calls than it saves bytes
 
@@ -174,7 +173,7 @@ def _resized(buffer: Tensor, capacity: int, used: int, like: Tensor) -> Tensor:
 
 
 def cached_attends(
-    backend: Callable[..., Tensor],
+    backend: Backend,
     kvs: Sequence[SequenceKV],
     lengths: Sequence[int],
     windows: Sequence[int | None],
@@ -189,7 +188,7 @@ def cached_attends(
 
 
 def _layer_attend(
-    backend: Callable[..., Tensor],
+    backend: Backend,
     kvs: Sequence[SequenceKV],
     lengths: Sequence[int],
     layer: int,

@@ -178,7 +178,9 @@ class Runner:
         """``max_position_embeddings``, or what a scaled rotary embedding stretches it to."""
         config = self.decoder.config
         scaling = config.rope_scaling or {}
-        origin = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+        origin = config.max_position_embeddings
+        if scaling.get("rope_type") in ("yarn", "llama3"):  # the only types that read an origin there
+            origin = scaling.get("original_max_position_embeddings") or origin
         return max(config.max_position_embeddings, int(origin * (scaling.get("factor") or 1)))
 
     def _check_kv(self, kv: SequenceKV, prompt_length: int, needed: int) -> None:

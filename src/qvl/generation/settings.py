@@ -51,10 +51,6 @@ class Settings:
     def beams(self) -> int:
         return self.config.num_beams
 
-    @property
-    def rows_per_prompt(self) -> int:
-        return self.config.num_return_sequences
-
 
 def merge(
     model_defaults: GenerationConfig,

@@ -29,11 +29,10 @@ class StoppingCriteria:
 
 
 class MaxLengthCriteria(StoppingCriteria):
-    """Done at ``max_length`` tokens, prompt included."""
+    """Done at ``max_length`` tokens, prompt included. ``max_position_embeddings``: the engine's to watch."""
 
     def __init__(self, max_length: int, max_position_embeddings: int | None = None) -> None:
         self.max_length = max_length
-        self.max_position_embeddings = max_position_embeddings
 
     def __call__(self, input_ids: Tensor, scores: Scores, **kwargs: Any) -> Tensor:
         return _same_for_all(input_ids, input_ids.shape[1] >= self.max_length)

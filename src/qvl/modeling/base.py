@@ -66,13 +66,21 @@ class PreTrainedModel(nn.Module):
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
-        """A model with random weights; ``dtype`` and ``attn_implementation`` as in `from_pretrained`."""
+        """A model with random weights. ``dtype`` (the config's by default) and ``attn_implementation`` as in
+        `from_pretrained`.
+        """
         options = LoadingOptions.read(kwargs)
+        if options.device_map is not None or options.quantization_config is not None:
+            raise InputError(
+                "from_config makes random weights in one place; device_map and quantization_config belong to "
+                "from_pretrained"
+            )
         if kwargs:
             raise InputError(f"from_config does not know the arguments {', '.join(sorted(kwargs))}")
         model = cls(config)
-        if isinstance(options.dtype, torch.dtype):
-            model.to(options.dtype)
+        dtype = options.dtype if isinstance(options.dtype, torch.dtype) else model.config.dtype
+        if dtype is not None:
+            model.to(dtype)
         if options.attn_implementation:
             model.set_attn_implementation(options.attn_implementation)
         return model

@@ -206,8 +206,8 @@ class DynamicCache(Cache):
 class StaticCache(Cache):
     """Allocated once for ``max_cache_len`` tokens a row; a longer sequence is an error, not a new allocation.
 
-    ``max_batch_size``, ``device`` and ``dtype`` are accepted as in transformers; rows are made at the first
-    forward pass, on the model's device and in its dtype.
+    More rows than ``max_batch_size`` are an error. ``device`` and ``dtype`` are accepted as in transformers
+    and decide nothing: rows are made at the first forward pass, on the model's device and in its dtype.
     """
 
     def __init__(
@@ -223,8 +223,6 @@ class StaticCache(Cache):
             raise CacheError(f"max_cache_len must be positive, got {max_cache_len}")
         self._max_cache_len = max_cache_len
         self._batch_limit = max_batch_size
-        self._device = device
-        self._dtype = dtype
 
     def prepare(self, text_config: Any, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         if self._batch_limit is not None and batch > self._batch_limit:
@@ -238,8 +236,8 @@ class StaticCache(Cache):
             text_config.num_hidden_layers,
             text_config.num_key_value_heads,
             text_config.head_dim,
-            dtype=self._dtype or dtype,
-            device=self._device or device,
+            dtype=dtype,
+            device=device,
             capacity=self._max_cache_len,
             max_capacity=self._max_cache_len,
         )

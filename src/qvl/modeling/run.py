@@ -18,7 +18,7 @@ from qvl.modeling.call import OpenCall
 from qvl.modeling.packing import Packing
 from qvl.network.finite import require_finite
 from qvl.network.text import TextDecoder
-from qvl.ops.attention import Attend, Backend, get_backend, packed_attend, recording_backend
+from qvl.ops.attention import Attend, Backend, get_backend, recording_backend
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +130,7 @@ def _attends(decoder: TextDecoder, call: OpenCall, recorded: list[list[torch.Ten
 def _layer_attends(decoder: TextDecoder, call: OpenCall, backend: Backend) -> list[Attend]:
     dropout, lengths = decoder.dropout, _lengths(call)
     if call.cache is None:
-        return [
-            packed_attend(backend, lengths, causal=True, window=window, dropout=dropout)
-            for window in decoder.windows
-        ]
+        return decoder.packed_attends(lengths, backend)
     rows = [row for row, length in zip(call.cache.rows, call.packing.lengths, strict=True) if length]
     backend = partial(backend, dropout=dropout) if dropout else backend
     return cached_attends(backend, rows, lengths, decoder.windows)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qvl.errors import InputError
 from qvl.network.layers import RMSNorm, SwiGLU, initialise, run_block
-from qvl.ops.attention import Attend, get_backend, packed_attend
+from qvl.ops.attention import Attend, Backend, get_backend, packed_attend
 from qvl.ops.frequencies import RopeSettings
 from qvl.ops.rope import Rotary, apply_rotary
 
@@ -57,9 +57,9 @@ class TextDecoder(nn.Module):
         """Random weights for training from nothing, as the config's ``initializer_range`` says."""
         initialise(self, self.config.initializer_range)
 
-    def packed_attends(self, lengths: Sequence[int], backend_name: str | None = None) -> list[Attend]:
+    def packed_attends(self, lengths: Sequence[int], backend: Backend | None = None) -> list[Attend]:
         """One ``attend`` per layer for whole sequences that lie end to end, nothing cached."""
-        backend = get_backend(backend_name or self.attention_backend)
+        backend = backend or get_backend(self.attention_backend)
         return [
             packed_attend(backend, lengths, causal=True, window=w, dropout=self.dropout) for w in self.windows
         ]

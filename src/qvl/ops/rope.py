@@ -79,15 +79,11 @@ class Rotary:
         return torch.cat(tables)
 
     def _table(self, extent: int, device: torch.device) -> Tensor:
-        limit = (
-            self.settings.longrope_origin
-            if self.settings.rope_type == "longrope"
-            else (self.settings.max_position_embeddings)
-        )
+        longrope = self.settings.rope_type == "longrope"
+        limit = self.settings.longrope_origin if longrope else self.settings.max_position_embeddings
         stretched = self.follows_length and extent > limit
-        if (
-            stretched and self.settings.rope_type == "dynamic"
-        ):  # another table at every length: not worth keeping
+        # Another table at every length: not worth keeping.
+        if stretched and self.settings.rope_type == "dynamic":
             return inverse_frequencies(self.settings, extent).to(device)
         key = (stretched, device)
         if key not in self._tables:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from qvl.errors import InputError, InputTypeError
 
-Layout = Literal["channels_first", "channels_last"]
+ChannelLayout = Literal["channels_first", "channels_last"]
 
 EXIF_ORIENTATION = 0x0112
 # What undoes each EXIF orientation (Exif 2.32, tag 0x0112); 1 is upright.
@@ -117,7 +117,7 @@ def as_array(image: Any) -> np.ndarray:
     )
 
 
-def channel_layout(shape: tuple[int, ...]) -> Layout:
+def channel_layout(shape: tuple[int, ...]) -> ChannelLayout:
     """Where the channels of a (..., C, H, W) or (..., H, W, C) array stand.
 
     1 or 3 of them are looked for first, then 4; where both ends fit, the first is taken, as in transformers.

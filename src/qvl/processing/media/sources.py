@@ -1,4 +1,4 @@
-"""Turns whatever names a medium (path, URL, data URI, base64, bytes, open file) into a binary stream.
+"""Turns whatever names a medium into a binary stream: path, URL, data URI, base64, bytes, open file.
 
 Knows files, the network and their limits; does not know what a picture or a video is. Nothing else in qvl
 opens a medium's file or fetches a medium's URL.

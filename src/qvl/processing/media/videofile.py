@@ -1,4 +1,4 @@
-"""The inside of a video file: what it holds, and chosen frames out of it without decoding the rest.
+"""Chosen frames out of a video file without decoding the rest, and what the file holds.
 
 A file is first read through without decoding (a few hundred thousand packets a second), which gives the
 exact presentation time of every frame and the keyframes. A chosen frame then costs a seek to the keyframe

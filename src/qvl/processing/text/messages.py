@@ -39,7 +39,7 @@ class MediaItem:
 
 def find_media(conversation: Sequence[Mapping[str, Any]]) -> list[MediaItem]:
     """All media that come with a source, in reading order. An item without one is only a placeholder."""
-    return [found for _, item in _items(conversation) if (found := _medium(item)) is not None]
+    return [found for item in _items(conversation) if (found := _medium(item)) is not None]
 
 
 def without_sources(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -55,13 +55,10 @@ def without_sources(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str,
     ]
 
 
-def _items(
-    conversation: Sequence[Mapping[str, Any]],
-) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def _items(conversation: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     for message in conversation:
         if _has_items(message):
-            for item in message["content"]:
-                yield message, item
+            yield from message["content"]
 
 
 def _has_items(message: Mapping[str, Any]) -> bool:

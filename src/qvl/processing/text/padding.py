@@ -26,7 +26,7 @@ TRUNCATION = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """How rows are cut and filled. ``padding`` None pads nothing, ``truncation`` None cuts nothing."""
 
     padding: Literal["longest", "max_length"] | None = None
@@ -44,7 +44,7 @@ class Layout:
         pad_to_multiple_of: int | None = None,
         side: str = "right",
         model_max_length: int | None = None,
-    ) -> Layout:
+    ) -> RowLayout:
         """Reads the documented arguments. ``max_length`` alone means truncation, as in transformers."""
         pads = _choice("padding", padding, PADDING)
         cuts = _choice("truncation", truncation, TRUNCATION)

@@ -22,7 +22,7 @@ from qvl.processing.features import BatchFeature
 from qvl.processing.text import chat
 from qvl.processing.text.assistant import add_assistant_masks
 from qvl.processing.text.inert import MarkedText, token_pattern
-from qvl.processing.text.padding import Layout, lengths_kept
+from qvl.processing.text.padding import RowLayout, lengths_kept
 from qvl.processing.text.vocabulary import Vocabulary
 
 # What `clean_up_tokenization_spaces` joins again (the rule is for English and comes from BERT's vocabulary).
@@ -66,7 +66,7 @@ class Qwen2TokenizerFast(Vocabulary):
         ``split_special_tokens`` reads special tokens as plain text.
         """
         texts, pairs, batched = _as_batch(text, text_pair, is_split_into_words)
-        layout = Layout.of(
+        layout = RowLayout.of(
             padding,
             truncation,
             max_length,
@@ -120,7 +120,7 @@ class Qwen2TokenizerFast(Vocabulary):
     def _wants(self, name: str, asked: bool | None) -> bool:
         return name in self.model_input_names if asked is None else asked
 
-    def _fillers(self, layout: Layout) -> dict[str, Any]:
+    def _fillers(self, layout: RowLayout) -> dict[str, Any]:
         if layout.padding and self.pad_token_id is None:
             raise InputError(
                 "Padding needs a padding token: set tokenizer.pad_token, for example to its eos_token"
@@ -164,7 +164,7 @@ class Qwen2TokenizerFast(Vocabulary):
         return self._blind_backend
 
     def _joined(
-        self, first: Encoding, second: Encoding | None, add_special: bool, layout: Layout, stride: int
+        self, first: Encoding, second: Encoding | None, add_special: bool, layout: RowLayout, stride: int
     ) -> Encoding:
         """Both sequences cut to the layout's length and joined as the vocabulary's post-processor does it."""
         if layout.truncation and layout.max_length is not None:
@@ -199,7 +199,7 @@ class Qwen2TokenizerFast(Vocabulary):
         if self._wants("attention_mask", return_attention_mask) and "attention_mask" not in rows:
             rows["attention_mask"] = [[1] * len(row) for row in rows["input_ids"]]
         side = padding_side or self.padding_side
-        layout = Layout.of(padding, False, max_length, pad_to_multiple_of, side, self.model_max_length)
+        layout = RowLayout.of(padding, False, max_length, pad_to_multiple_of, side, self.model_max_length)
         rows = layout.pad(rows, self._fillers(layout))
         return BatchFeature({name: v[0] for name, v in rows.items()} if single else rows, return_tensors)
 

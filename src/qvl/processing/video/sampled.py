@@ -1,4 +1,4 @@
-"""One video's way from what was handed over to the frames that the model sees: plan, decode, resize.
+"""One video's way to the frames that the model sees, planned, decoded and resized.
 
 A plan (which frames, what size) is made before any frame is decoded; each frame is then resized as it comes,
 so that memory holds the video at the model's size only. Which settings apply is the processor's business.
