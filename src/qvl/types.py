@@ -1,6 +1,6 @@
 """Plain data that travels between the floors: no torch, no files, no behaviour beyond arithmetic.
 
-Legend: T tokens, P patches, C values in one patch.
+Legend: T tokens, D width, P patches, C values in one patch.
 """
 
 from __future__ import annotations

@@ -508,3 +508,12 @@ def test_autocast_computes_in_half_precision(model):
             found = model(**arguments).logits
         assert found.dtype == torch.bfloat16
         assert torch.nn.functional.cosine_similarity(found.float().flatten(), exact.flatten(), dim=0) > 0.99
+
+
+def test_from_config_makes_what_the_config_says():
+    config = Qwen2_5_VLConfig(**tiny_settings(), dtype="bfloat16")
+    assert Qwen2_5_VLForConditionalGeneration.from_config(config).dtype == torch.bfloat16
+    given = Qwen2_5_VLForConditionalGeneration.from_config(config, dtype=torch.float16)
+    assert given.dtype == torch.float16
+    with pytest.raises(InputError, match="device_map"):
+        Qwen2_5_VLForConditionalGeneration.from_config(config, device_map="cpu")

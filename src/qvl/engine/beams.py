@@ -6,7 +6,8 @@ that the same model gives the same ids: `num_beams` running beams; the candidate
 the best `num_beams` of it) compete for `num_beams` places of finished ones by log-probability divided by
 length ** length_penalty, the length counted without the prompt.
 
-Legend: B beams, K candidates of a step, V vocabulary; a leading 1 is the one prompt of the search.
+Legend: B beams, K candidates of a step, V vocabulary, N rows of a step, R answers returned; a
+leading 1 is the one prompt of the search.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Rows that end early are filled up: ids with the pad id; scores and logits with a
 for certain" (0 there and minus infinity elsewhere), so that its log-probability is 0. transformers has
 there whatever the network makes of padding.
 
-Legend: R rows of the answer, B prompts, L columns handed in, S cells of the cache, V vocabulary.
+Legend: R rows of the answer, B prompts, L columns handed in, S cells of the cache, T tokens of one row, N
+steps, V vocabulary.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Each step of the way has a file of its own: `settings` (what holds for this call
 (what the model is given), `rows` (the caller's callbacks), `run` (the engine) and `answer` (what comes
 back).
 
-Legend: B prompts, L columns handed in, R rows of the answer, V vocabulary.
+Legend: B prompts, L columns handed in, R rows of the answer, S cells of a cache, V vocabulary.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A row is an engine `SequenceKV`, so what ``generate`` leaves behind and what ``forward`` returns are one.
 The cache also carries what else belongs to its rows: which padded cells were real, and the rotary offsets.
 
-Legend: B batch, S cells so far, G key/value heads, D head width.
+Legend: B batch, L new cells, S cells so far, G key/value heads, D head width.
 """
 
 from __future__ import annotations

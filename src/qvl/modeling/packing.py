@@ -3,7 +3,7 @@
 The network has no padding. A padded call is packed on the way in and unpacked on the way out; a padded cell
 costs nothing and comes back as zeros.
 
-Legend: B batch, L padded length, T real tokens, D any trailing sizes.
+Legend: B batch, L padded length, T real tokens, K chosen columns, D any trailing sizes.
 """
 
 from __future__ import annotations

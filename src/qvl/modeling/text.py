@@ -1,6 +1,6 @@
 """The text decoder as a documented class.
 
-Legend: B batch, L padded length, D width.
+Legend: B batch, L padded length, T packed tokens, D width.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ makes the runs of equal length long (one kernel call per run). Frames stay toget
 
 Pure functions of the grid; torch only for index tensors. Nothing here knows a weight.
 
-Legend: N merged tokens, P patches (N * merge_size ** 2).
+Legend: N merged tokens, P patches (N * merge_size ** 2), W windows.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Strategies follow `qvl.ops.penalties`: called as ``strategy(scores, ids_T, promp
 of shape (1, V) or (V,). `strategies` makes the tuple that `SamplingParams` asks for, in transformers' order.
 ``keep`` is the number of tokens that every truncation leaves in any case.
 
-Legend: V vocabulary, T tokens so far.
+Legend: V vocabulary, T tokens so far, N sequences.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Attention through the flash-attn package: packed sequences in one kernel call, on an NVIDIA GPU.
 
 Imported only when asked for; ``load_flash_attention`` says clearly what is missing.
+
+Legend: T query rows, S key rows, H heads, G key/value heads, D head width.
 """
 
 from __future__ import annotations

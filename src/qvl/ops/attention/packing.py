@@ -2,7 +2,7 @@
 
 Shared by the back-ends. Knows no softmax.
 
-Legend: T query rows, S key rows, H heads, G key/value heads.
+Legend: T query rows, S key rows, H heads, G key/value heads, D head width.
 """
 
 from __future__ import annotations
