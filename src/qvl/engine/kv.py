@@ -3,8 +3,8 @@
 This file knows tensors and lengths. It does not know which tokens the keys belong to, who shares a step
 with whom, or that a prompt can be cut into chunks: it writes at the end and shows everything so far.
 
-Legend: T new tokens, N sequences with one new token each, S all keys (cached and new), D head width, H query heads, G key/value heads.
-Storage is head-major, (G, capacity, D) for each layer, so that attention walks contiguous keys.
+Legend: T new tokens, N sequences with one new token each, S all keys (cached and new), D head width, H query
+heads, G key/value heads. Storage is head-major, (G, capacity, D) for each layer, so that attention walks contiguous keys.
 """
 
 from __future__ import annotations
