@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from qvl import hub
 from qvl.config import PretrainedConfig
+from qvl.config.base import read_json
 from qvl.errors import CheckpointError, ConfigError
 from qvl.modeling import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qwen2_5_VLTextModel
 from qvl.processing.processor import Qwen2_5_VLProcessor
-from qvl.processing.text.files import read_json
 from qvl.processing.text.tokenizer import Qwen2TokenizerFast
 
 TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")

@@ -19,6 +19,7 @@ from qvl import errors
 from qvl.config import AutoConfig, Qwen2_5_VLConfig
 from qvl.modeling import Qwen2_5_VLForConditionalGeneration
 from qvl.processing.processor import Qwen2_5_VLProcessor
+from qvl.processing.video.processor import Qwen2_5_VLVideoProcessor
 from support.batches import batch, prompt_row
 from support.checkpoint import write_checkpoint
 from support.tiny import tiny_settings
@@ -268,3 +269,91 @@ def test_weights_that_are_not_numbers(checkpoint, part, name):
     with pytest.raises(errors.NonFiniteError) as info:
         broken.generate(**batch(prompt_row(3, ("image", (1, 4, 4)), 2)), max_new_tokens=2)
     check(info, ValueError, says=[part, name.split(".", 1)[1]])
+
+
+def filled(values, dtype) -> np.ndarray:
+    return np.full((4, 56, 56, 3), values, dtype)
+
+
+@pytest.mark.parametrize(
+    ("video", "error", "said"),
+    [
+        (filled(4000, np.uint16), errors.InputError, "0..255, got 4000"),
+        (filled(-5, np.int16), errors.InputError, "0..255, got -5"),
+        (filled(np.nan, np.float32), errors.InputError, "0..255, got nan"),
+        (filled(True, np.bool_), errors.InputTypeError, "0 to 255"),
+    ],
+    ids=["16 bit", "negative", "nan", "bool"],
+)
+def test_frames_that_are_no_pictures(video, error, said):
+    with pytest.raises(error, match=said):
+        Qwen2_5_VLVideoProcessor()(video, fps=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"num_frames": 2.5}, errors.InputError, "num_frames counts frames"),
+        (
+            {"fps": 2, "min_frames": -3, "do_sample_frames": True},
+            errors.InputError,
+            "min_frames must be 0 or more",
+        ),
+        ({"fps": 2, "video_start": "a"}, errors.InputTypeError, "video_start must be a number"),
+        ({"fps": 2, "patch_size": 0}, errors.InputError, "patch_size must be a whole number"),
+        (
+            {"fps": 2, "resized_height": "a", "resized_width": 28},
+            errors.InputTypeError,
+            "resized_height must be a whole number",
+        ),
+    ],
+)
+def test_settings_of_a_video_that_make_no_sense(settings, error, said):
+    with pytest.raises(error, match=said):
+        Qwen2_5_VLVideoProcessor()(filled(9, np.uint8), **settings)
+
+
+@pytest.mark.parametrize(
+    ("medium", "said"),
+    [({"type": "audio", "url": "song.mp3"}, "'audio'"), ({"type": "video", "video": []}, "empty list")],
+)
+def test_media_of_a_message_that_cannot_be_seen(medium, said):
+    from qvl import AutoProcessor
+
+    content = [medium, {"type": "text", "text": "What is it?"}]
+    with pytest.raises(errors.PromptError, match=said):
+        AutoProcessor.from_pretrained("qvl/digits").apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=True
+        )
+
+
+class TestForward:
+    @pytest.fixture
+    def model(self):
+        return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**tiny_settings())).eval()
+
+    def test_nan_in_the_head_is_named(self, model):
+        model.lm_head.weight.data[3, 0] = np.nan
+        with pytest.raises(errors.NonFiniteError, match="head"):
+            model(torch.tensor([[5, 6, 7]]))
+
+    def test_labels_beyond_the_vocabulary(self, model):
+        ids = torch.tensor([[5, 6, 7]])
+        with pytest.raises(errors.InputError, match="labels hold 100000"):
+            model(ids, labels=torch.tensor([[5, 100000, -100]]))
+
+    @pytest.mark.parametrize("seconds", [float("nan"), -1.0, float("inf")])
+    def test_seconds_that_are_none(self, model, seconds):
+        call = batch(prompt_row(3, ("video", (2, 4, 4)), 2))
+        with pytest.raises(errors.InputError, match="second_per_grid_ts must be seconds"):
+            model(**{**call, "second_per_grid_ts": torch.tensor([seconds])})
+
+    def test_pixels_of_another_library(self, model):
+        call = batch(prompt_row(3, ("image", (1, 4, 4)), 2))
+        with pytest.raises(errors.InputTypeError, match=r"must be a torch\.Tensor"):
+            model(**{**call, "pixel_values": call["pixel_values"].numpy()})
+
+    def test_patches_of_two_widths(self, model):
+        call = batch(prompt_row(3, ("image", (1, 4, 4)), 2, ("video", (2, 4, 4)), 2))
+        with pytest.raises(errors.InputError, match="one number of values"):
+            model.generate(**{**call, "pixel_values": call["pixel_values"][:, :-3]}, max_new_tokens=2)

@@ -158,6 +158,10 @@ class TestAsk:
         assert run(*words)[1] == run(*words)[1]
         assert len({run(*words[:-1], seed)[1] for seed in range(5)}) > 1  # and it is sampling
 
+    def test_fps_is_checked_without_a_video(self, run, model, media):
+        code, _, err = run("ask", media / "picture.png", "What?", "-m", model, "--fps", 0)
+        assert code == USAGE and one_line(err, "--fps must be a positive number")
+
     def test_the_bundled_model_is_named_on_stderr(self, run):
         code, out, err = run("ask", "Who?", "--max-new-tokens", 1)
         assert code == OK

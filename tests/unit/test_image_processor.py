@@ -211,10 +211,10 @@ def test_bad_folders(tmp_path):
     with pytest.raises(CheckpointNotFoundError, match=r"preprocessor_config\.json"):
         Qwen2VLImageProcessor.from_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(CheckpointCorruptError, match="not a JSON file"):
+    with pytest.raises(CheckpointCorruptError, match="not valid JSON"):
         Qwen2VLImageProcessor.from_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("[]")
-    with pytest.raises(CheckpointCorruptError, match="JSON object"):
+    with pytest.raises(CheckpointCorruptError, match="expected an object"):
         Qwen2VLImageProcessor.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="is a file"):
         Qwen2VLImageProcessor().save_pretrained(tmp_path / "preprocessor_config.json")

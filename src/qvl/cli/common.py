@@ -177,6 +177,8 @@ def tokenized(
     processor: Qwen2_5_VLProcessor, messages: Sequence[Mapping[str, Any]], fps: float | None
 ) -> BatchFeature:
     """The conversation as input of the model, asking for an answer; special tokens in messages stay text."""
+    if fps is not None and not fps > 0:  # also where there is no video that would notice
+        raise InputError(f"--fps must be a positive number of frames per second, got {fps:g}")
     options: dict[str, Any] = {} if fps is None else {"fps": fps}
     inputs: BatchFeature = processor.apply_chat_template(
         messages,

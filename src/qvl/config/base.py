@@ -203,7 +203,9 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}; is it a checkpoint folder?"
         ) from error
     except ValueError as error:
-        raise CheckpointCorruptError(f"{path} is not valid JSON: {error}") from error
+        raise CheckpointCorruptError(f"{path} is not valid JSON ({error}); fetch the file again") from error
+    except OSError as error:
+        raise CheckpointCorruptError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(values, dict):
         raise CheckpointCorruptError(f"{path} holds a JSON {type(values).__name__}, expected an object")
     return values

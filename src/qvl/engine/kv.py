@@ -4,7 +4,8 @@ This file knows tensors and lengths. It does not know which tokens the keys belo
 with whom, or that a prompt can be cut into chunks: it writes at the end and shows everything so far.
 
 Legend: T new tokens, N sequences with one new token each, S all keys (cached and new), D head width, H query
-heads, G key/value heads. Storage is head-major, (G, capacity, D) for each layer, so that attention walks contiguous keys.
+heads, G key/value heads. Storage is head-major, (G, capacity, D) for each layer, so that attention walks
+contiguous keys.
 """
 
 from __future__ import annotations

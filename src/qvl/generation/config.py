@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qvl import hub
-from qvl.errors import CheckpointCorruptError, CheckpointNotFoundError
+from qvl.config.base import read_json
 from qvl.generation.validation import check_values
 
 FILE_NAME = "generation_config.json"
@@ -156,7 +156,7 @@ class GenerationConfig:
         """
         name = config_file_name or FILE_NAME
         folder = hub.resolve(pretrained_model_name, patterns=(name,), **hub.pop_options(kwargs))
-        return cls.from_dict(_read_json(folder / name), **kwargs)
+        return cls.from_dict(read_json(folder / name), **kwargs)
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> GenerationConfig:
@@ -207,18 +207,6 @@ class GenerationConfig:
         for name, value in settings.items():
             if not name.startswith("_"):
                 setattr(self, name, value)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointNotFoundError(f"There is no {path.name} in {path.parent}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointCorruptError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointCorruptError(f"{path} must hold a JSON object, not a {type(values).__name__}.")
-    return values
 
 
 def _jsonable(value: Any) -> Any:

@@ -101,6 +101,9 @@ def check_inputs(inputs: ModelInputs) -> None:
         )
     _check_pixels("pixel_values", inputs.pixel_values, "image_grid_thw", inputs.image_grid_thw)
     _check_pixels("pixel_values_videos", inputs.pixel_values_videos, "video_grid_thw", inputs.video_grid_thw)
+    widths = {p.shape[1] for p in (inputs.pixel_values, inputs.pixel_values_videos) if p is not None}
+    if len(widths) > 1:
+        raise InputError(f"Patches of pictures and videos have one number of values, got {sorted(widths)}.")
 
 
 def _check_ids(ids: Tensor) -> None:

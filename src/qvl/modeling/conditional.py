@@ -21,6 +21,7 @@ from qvl.modeling.call import ForwardCall, wants_dict
 from qvl.modeling.inputs import VisionArguments
 from qvl.modeling.run import PackedRun
 from qvl.modeling.text import Qwen2_5_VLTextModel
+from qvl.network.finite import require_finite
 from qvl.network.text import TextDecoder
 from qvl.network.vision import VisionTower
 from qvl.network.vlm import CausalLM
@@ -89,7 +90,7 @@ class Qwen2_5_VLForConditionalGeneration(GenerationMixin, PreTrainedModel, Causa
             pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw, second_per_grid_ts
         )
         columns_K = _kept_columns(logits_to_keep, asked.columns)
-        _check_labels(labels, asked)
+        _check_labels(labels, asked, self.lm_head.out_features)
         run = self.model.run_packed(asked, vision, rope_deltas)
         all_TV = None
         if columns_K is None:
@@ -97,6 +98,7 @@ class Qwen2_5_VLForConditionalGeneration(GenerationMixin, PreTrainedModel, Causa
             logits = run.packing.unpack(all_TV)
         else:
             logits = self._kept_logits(run, columns_K)
+        require_finite(logits, self.lm_head, "head (lm_head, or embed_tokens where tied)")
         loss = None if labels is None else self._loss(run, all_TV, labels, num_items_in_batch)
         output = Qwen2_5_VLCausalLMOutputWithPast(
             loss,
@@ -180,9 +182,13 @@ def _kept_columns(keep: int | torch.Tensor, columns: int) -> torch.Tensor | None
     return torch.arange(columns)[keep.cpu()]
 
 
-def _check_labels(labels: torch.Tensor | None, asked: ForwardCall) -> None:
+def _check_labels(labels: torch.Tensor | None, asked: ForwardCall, vocab_size: int) -> None:
     if labels is not None and tuple(labels.shape) != (asked.batch, asked.columns):
         raise InputError(
             f"labels has shape {tuple(labels.shape)}; expected {(asked.batch, asked.columns)}, "
             "one label for every cell"
+        )
+    if labels is not None and labels.numel() and (worst := int(labels.max())) >= vocab_size:
+        raise InputError(
+            f"labels hold {worst}, but the vocabulary has {vocab_size} tokens; -100 means no label"
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from qvl.errors import InputError
+from qvl.errors import InputError, InputTypeError
 from qvl.modeling.packing import Packing
 from qvl.processing.positions import (
     Placement,
@@ -39,6 +39,8 @@ class VisionArguments:
             (self.pixel_values, self.image_grid_thw, "image"),
             (self.pixel_values_videos, self.video_grid_thw, "video"),
         ):
+            if pixels is not None and not isinstance(pixels, torch.Tensor):
+                raise InputTypeError(f"{kind} pixels must be a torch.Tensor, not {type(pixels).__name__}")
             if pixels is not None and grids is None:
                 raise InputError(
                     f"{kind} pixels were given without {kind}_grid_thw; pass both as the processor made them"

@@ -15,7 +15,8 @@ LISTED = 3  # names in a message
 
 def require_finite(x: Tensor, source: nn.Module, name: str) -> None:
     """Raises NonFiniteError unless ``x``, the output of ``source``, is finite. ``name``: of the source."""
-    if not bool(torch.isfinite(x).all()):
+    # A sum makes no tensor of x's size. Where it is not finite, float32 may have overflowed: look closer.
+    if not bool(torch.isfinite(x.sum(dtype=torch.float32))) and not bool(torch.isfinite(x).all()):
         cause = non_finite_cause(source)
         raise NonFiniteError(f"The {name} gave NaN or infinite values in {x.dtype}; {cause}.")
 

@@ -30,6 +30,11 @@ class PatchShape:
     temporal_patch_size: int = 2
     merge_size: int = 2
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
+
     @property
     def factor(self) -> int:
         """Height and width must be multiples of this many pixels."""

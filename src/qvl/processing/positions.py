@@ -9,6 +9,7 @@ section 2.1.2 for absolute time. Legend: T tokens, N merged tokens of one medium
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -134,6 +135,8 @@ def read_seconds(second_per_grid_ts: torch.Tensor | Sequence[float] | None, vide
         raise InputError(
             f"second_per_grid_ts has {len(seconds)} values for {videos} videos; give one for each."
         )
+    if not all(0 <= s < math.inf for s in seconds):
+        raise InputError(f"second_per_grid_ts must be seconds of 0 or more, got {seconds}.")
     return seconds
 
 

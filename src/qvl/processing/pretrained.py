@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qvl import hub
-from qvl.errors import CheckpointCorruptError, CheckpointNotFoundError, InputError
+from qvl.config.base import read_json
+from qvl.errors import CheckpointNotFoundError, InputError
 
 # Where newer checkpoints keep the settings of all processors, each under its own key
 COMBINED_FILE = "processor_config.json"
@@ -45,7 +46,7 @@ class SavedSettings:
         options = hub.pop_options(kwargs)
         path = Path(pretrained_model_name_or_path).expanduser()
         if path.is_file():
-            return cls.from_dict(_read_json(path), **kwargs)
+            return cls.from_dict(read_json(path), **kwargs)
         folder = hub.resolve(pretrained_model_name_or_path, patterns=hub.SMALL_FILES, **options)
         return cls.from_dict(cls._find_settings(folder), **kwargs)
 
@@ -54,8 +55,8 @@ class SavedSettings:
         combined = folder / COMBINED_FILE
         for name in cls.files:
             if (folder / name).is_file():
-                return _read_json(folder / name)
-        if combined.is_file() and isinstance(settings := _read_json(combined).get(cls.section), dict):
+                return read_json(folder / name)
+        if combined.is_file() and isinstance(settings := read_json(combined).get(cls.section), dict):
             return settings
         raise CheckpointNotFoundError(f"{folder} holds none of {', '.join((*cls.files, COMBINED_FILE))}")
 
@@ -97,13 +98,3 @@ class SavedSettings:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointCorruptError(f"{path} is not a JSON file that can be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise CheckpointCorruptError(f"{path} must hold a JSON object, not a {type(settings).__name__}")
-    return settings

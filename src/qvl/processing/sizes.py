@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from qvl.errors import InputError, MediaError
+from qvl.errors import InputError, InputTypeError, MediaError
 
 MAX_ASPECT_RATIO = 200
 
@@ -63,6 +63,9 @@ def target_size(settings: Any, height: int, width: int) -> tuple[int, int]:
         raise InputError("resized_height and resized_width go together: give both or neither")
     if settings.resized_height is not None:
         height, width = settings.resized_height, settings.resized_width
+        for name, value in (("resized_height", height), ("resized_width", width)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise InputTypeError(f"{name} must be a whole number of pixels, not {value!r}")
     return smart_resize(height, width, settings.shape.factor, settings.min_pixels, settings.max_pixels)
 
 

@@ -23,8 +23,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from qvl.config.base import read_json
 from qvl.errors import InputTypeError, PromptError, UnknownNameError
-from qvl.processing.text.files import read_json, write_json
+from qvl.processing.text.files import write_json
 from qvl.processing.text.inert import Guard, MarkedText, Marks
 from qvl.processing.text.tools import tool_schema
 

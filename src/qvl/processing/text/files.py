@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
+from qvl.config.base import read_json
 from qvl.errors import CheckpointCorruptError, CheckpointNotFoundError
 
 # Contractions, words, single digits, punctuation, line ends, spaces: as in Qwen2's tokenizer.json.
@@ -21,14 +22,6 @@ QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; CheckpointCorruptError where it cannot be parsed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointCorruptError(f"{path} is not valid JSON ({error}); fetch the file again") from None
 
 
 def write_json(path: Path, value: Any) -> None:

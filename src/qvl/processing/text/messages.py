@@ -21,6 +21,7 @@ SOURCES: Mapping[Modality, tuple[str, ...]] = MappingProxyType(
 KINDS: Mapping[str, Modality] = MappingProxyType(
     {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
 )
+MEDIA_KEYS = frozenset(key for keys in SOURCES.values() for key in keys)
 ALIASES = MappingProxyType({"nframes": "num_frames"})  # qwen-vl-utils' word
 
 
@@ -73,6 +74,11 @@ def _kind(item: Mapping[str, Any]) -> Modality | None:
 
 def _medium(item: Mapping[str, Any]) -> MediaItem | None:
     kind = _kind(item)
+    if kind is None and item.get("type") != "text" and any(key in item for key in MEDIA_KEYS):
+        raise PromptError(
+            f"A message holds an item of type {item.get('type')!r} with a source; expected "
+            f"{', '.join(map(repr, KINDS))} or 'text'"
+        )
     key = next((key for key in SOURCES[kind] if item.get(key) is not None), None) if kind else None
     if kind is None or key is None:
         return None
@@ -81,6 +87,8 @@ def _medium(item: Mapping[str, Any]) -> MediaItem | None:
         if not isinstance(source.get("url"), str):
             raise PromptError(f"{key} must be a URL or {{'url': '...'}}, not {source!r:.80}")
         source = source["url"]
+    if isinstance(source, list | tuple) and not source:
+        raise PromptError(f"The {kind} of a message is an empty list; a video has at least one frame")
     settings = {ALIASES.get(name, name): value for name, value in item.items() if name not in SOURCES[kind]}
     return MediaItem(kind, source, settings)
 

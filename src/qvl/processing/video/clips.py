@@ -144,7 +144,21 @@ def _stacked(video: Any, layout: str | None, limits: MediaLimits) -> torch.Tenso
         raise MediaError(
             f"A video must hold at least one frame, (T, H, W, C) or (T, C, H, W), got {_shape(video)}"
         )
+    _check_values(frames_TCHW)
     return frames_TCHW
+
+
+def _check_values(frames: torch.Tensor) -> None:
+    """Frames are 8-bit pictures, whatever type holds their numbers."""
+    if frames.dtype == torch.uint8:
+        return
+    if frames.dtype == torch.bool or frames.is_complex():
+        raise InputTypeError(f"The frames of a video must hold numbers from 0 to 255, not {frames.dtype}")
+    low, high = (float(value) for value in frames.to(torch.float64).aminmax())
+    if not 0 <= low <= high <= 255:  # NaN is nowhere between
+        raise InputError(
+            f"The frames of a video must lie in 0..255, got {low:g} to {high:g} ({frames.dtype})"
+        )
 
 
 def _shape(video: Any) -> str:

@@ -46,10 +46,14 @@ class SamplingRule:
         for name in ("fps", "num_frames", "min_frames", "max_frames"):
             if not isinstance(value := getattr(self, name), Real | None):
                 raise InputTypeError(f"{name} must be a number, not {value!r}")
+            if name != "fps" and value is not None and float(value) % 1:
+                raise InputError(f"{name} counts frames, got {value}")
         if self.fps is not None and not 0 < self.fps < math.inf:
             raise InputError(f"fps must be a positive number of frames per second, got {self.fps}")
         if self.num_frames is not None and self.num_frames < 1:
             raise InputError(f"num_frames must be at least 1, got {self.num_frames}")
+        if self.min_frames < 0:
+            raise InputError(f"min_frames must be 0 or more, got {self.min_frames}")
         if self.max_frames < self.temporal_patch_size:
             raise InputError(
                 f"max_frames must be at least {self.temporal_patch_size}, the frames of one patch, "
@@ -105,6 +109,9 @@ class Timeline:
         if start is None and end is None:
             return range(self.total)
         low, high = start or 0.0, math.inf if end is None else end
+        for name, value in (("video_start", low), ("video_end", high)):
+            if not isinstance(value, Real):
+                raise InputTypeError(f"{name} must be a number of seconds, not {value!r}")
         if not 0 <= low < high:
             raise InputError(f"video_start must be at least 0 and less than video_end, got {start} and {end}")
         times = self._times()
