@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from qvl.errors import UnknownNameError
+from qvl.ops.linear import Linear
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -40,9 +41,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, inner: int, activation_name: str | Activation, *, bias: bool) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, inner, bias=bias)
-        self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.gate_proj = Linear(width, inner, bias=bias)
+        self.up_proj = Linear(width, inner, bias=bias)
+        self.down_proj = Linear(inner, width, bias=bias)
         self.act_fn = activation(activation_name)
 
     def forward(self, x_TD: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from qvl.errors import InputError
 from qvl.network.layers import RMSNorm, SwiGLU, initialise, run_block
 from qvl.ops.attention import Attend, Backend, get_backend, packed_attend
 from qvl.ops.frequencies import RopeSettings
+from qvl.ops.linear import Linear
 from qvl.ops.rope import Rotary, apply_rotary
 
 if TYPE_CHECKING:
@@ -125,10 +126,10 @@ class TextAttention(nn.Module):
         q_width, kv_width = (
             heads * self.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads)
         )
-        self.q_proj = nn.Linear(config.hidden_size, q_width)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width)
-        self.o_proj = nn.Linear(q_width, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, q_width)
+        self.k_proj = Linear(config.hidden_size, kv_width)
+        self.v_proj = Linear(config.hidden_size, kv_width)
+        self.o_proj = Linear(q_width, config.hidden_size, bias=False)
 
     def forward(self, x_TD: Tensor, cos_TF: Tensor, sin_TF: Tensor, attend: Attend) -> Tensor:
         projections = (self.q_proj, self.k_proj, self.v_proj)

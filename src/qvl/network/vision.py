@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qvl.errors import InputError
 from qvl.network.geometry import Layout, as_grids, layout
 from qvl.network.layers import RMSNorm, SwiGLU, initialise, run_block
 from qvl.ops.attention import Attend, get_backend, packed_attend
+from qvl.ops.linear import Linear, linear
 from qvl.ops.rope import apply_rotary, vision_rotary
 from qvl.types import Grid
 
@@ -111,7 +111,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, patches_PC: Tensor) -> Tensor:
         weight_DC = self.proj.weight.flatten(1)
-        return F.linear(patches_PC.to(weight_DC.dtype), weight_DC)
+        return linear(patches_PC.to(weight_DC.dtype), weight_DC)
 
 
 class VisionBlock(nn.Module):
@@ -131,8 +131,8 @@ class VisionAttention(nn.Module):
     def __init__(self, config: Qwen2_5_VLVisionConfig) -> None:
         super().__init__()
         self.head_dim = config.hidden_size // config.num_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, attend: Attend) -> Tensor:
         q_PHE, k_PHE, v_PHE = self.qkv(x_PD).unflatten(-1, (3, -1, self.head_dim)).unbind(1)
@@ -149,9 +149,9 @@ class PatchMerger(nn.Module):
         self.merged_width = width * merge_size**2
         self.ln_q = RMSNorm(width, EPS)
         self.mlp = nn.Sequential(
-            nn.Linear(self.merged_width, self.merged_width),
+            Linear(self.merged_width, self.merged_width),
             nn.GELU(),
-            nn.Linear(self.merged_width, out_width),
+            Linear(self.merged_width, out_width),
         )
 
     def forward(self, x_PD: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from qvl.network.finite import require_finite
 from qvl.network.layers import initialise
 from qvl.network.text import TextDecoder
 from qvl.network.vision import VisionTower
+from qvl.ops.linear import Linear
 from qvl.types import Grid
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class CausalLM(nn.Module):
         self.config: Any = config
         text = config.text_config
         self.model = self.backbone_class(config)
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head: nn.Linear = Linear(text.hidden_size, text.vocab_size, bias=False)
         self.tie_weights()
 
     def tie_weights(self) -> None:
