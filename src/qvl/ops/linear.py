@@ -4,7 +4,7 @@ A weight stays as its checkpoint stores it, (N, K) row by row, so it can be a vi
 shared with the embedding and be trained: nothing is packed and kept a second time. What is bound by reading
 the weight (few rows: decoding) goes to qvl's own kernels, which read it once at the speed of memory where
 torch's operators read it slower or several times. What is bound by multiplying (prompts, the vision tower)
-goes to the fastest of three ways, measured once in each process on a product that takes a millisecond;
+goes to the fastest of three ways, measured once in each process on a product that takes a few milliseconds;
 `benchmarks/kernels.py` has the figures.
 
 Legend: M rows, N output features, K input features.
@@ -24,10 +24,10 @@ from qvl.ops.kernels import DTYPES, Kernels, kernels
 
 Way = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
-FEW_ROWS = 64  # up to here qvl's kernels are ahead of every other way on the plain weight
-WORTH_MEASURING = 2**31  # multiplications; smaller products are over before a measurement would be
-_SAMPLE = (256, 768, 768)  # M, N, K of the product that is measured
-_CLEAR = 0.85  # of the time of the first choice: less is no reason to leave it
+FEW_ROWS = 16  # up to here qvl's kernels are ahead of every other way on the plain weight
+WORTH_MEASURING = 2**27  # multiplications; smaller products are over before a measurement would be
+_SAMPLE = (384, 1024, 2048)  # M, N, K of the product that is measured
+_CLEAR = 0.95  # of the time of the first choice: less is no reason to leave it
 
 
 def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:

@@ -100,6 +100,7 @@ static void exact_few_rows(const QuantizedProduct& p) {
 template <int bits>
 struct PackedPanels {
     const QuantizedProduct& p;
+    Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }  // few bytes, they come in time
     void unpack(int64_t panel, int64_t first, int64_t depth, float* out) const {
         const int64_t size = p.group, count = blocks(p.K, size), block = size * PANEL * bits / 8;
         for (int64_t k = 0; k < depth; k += size) {

@@ -12,14 +12,33 @@ constexpr int64_t ROW_BLOCK = 240;      // rows of a task: a multiple of TILE_RO
 constexpr int TILE_PANELS = W == 16 ? 2 : 1;
 constexpr int TILE_ROWS = W == 16 ? 12 : (REGISTERS == 32 ? 5 : 6);
 
+// The weights of the block that comes next. Multiplying leaves memory idle and unpacking would wait for it, so every
+// tile asks for a share of them, line by line, while it goes.
+struct Ahead {
+    const char* first = nullptr;            // null: nothing comes next
+    int64_t row_bytes = 0, rows = 0;        // of the block
+    int64_t step = 0;                       // bytes from one row to the next
+
+    // Of `shares` tiles, what tile number `share` asks for: some rows of the block.
+    Ahead share(int64_t share, int64_t shares) const {
+        const int64_t start = rows * share / shares;
+        return {first + start * step, row_bytes, first ? rows * (share + 1) / shares - start : 0, step};
+    }
+    inline void ask(int64_t line) const {
+        if (line * 64 >= row_bytes) return;
+        for (int64_t row = 0; row < rows; ++row) __builtin_prefetch(first + row * step + line * 64, 0, 2);
+    }
+};
+
 template <int MR>
 static inline void multiply_tile(const float* x, int64_t stride, const float* panels, int64_t depth, float* out,
-                                 int64_t out_stride, bool fresh) {
+                                 int64_t out_stride, bool fresh, const Ahead& next) {
     constexpr int NV = TILE_PANELS * VECTORS;
     F acc[MR][NV];
     for (int m = 0; m < MR; ++m)
         for (int v = 0; v < NV; ++v) acc[m][v] = fresh ? zero() : load(out + m * out_stride + v * W);
     for (int64_t k = 0; k < depth; ++k) {
+        if (k % 16 == 0) next.ask(k / 16);
         F w[NV];
         for (int v = 0; v < NV; ++v) w[v] = load(panels + v / VECTORS * DEPTH * PANEL + k * PANEL + v % VECTORS * W);
         for (int m = 0; m < MR; ++m) {
@@ -33,9 +52,9 @@ static inline void multiply_tile(const float* x, int64_t stride, const float* pa
 
 template <int MR>
 static inline void multiply_rest(int64_t rows, const float* x, int64_t stride, const float* panels, int64_t depth,
-                                 float* out, int64_t out_stride, bool fresh) {
-    if (rows == MR) return multiply_tile<MR>(x, stride, panels, depth, out, out_stride, fresh);
-    if constexpr (MR > 1) multiply_rest<MR - 1>(rows, x, stride, panels, depth, out, out_stride, fresh);
+                                 float* out, int64_t out_stride, bool fresh, const Ahead& next = {}) {
+    if (rows == MR) return multiply_tile<MR>(x, stride, panels, depth, out, out_stride, fresh, next);
+    if constexpr (MR > 1) multiply_rest<MR - 1>(rows, x, stride, panels, depth, out, out_stride, fresh, next);
 }
 
 // Plain weights: rows of the checkpoint, turned on their side W x W values at a time.
@@ -43,6 +62,17 @@ template <class T>
 struct PlainPanels {
     const T* weight;
     int64_t N, K;
+    // The block that follows: further along K, or at the start of the next rows.
+    Ahead ahead(int64_t panel, int64_t panels, int64_t first) const {
+        if (first >= K) {
+            panel += panels;
+            first = 0;
+        }
+        const int64_t n = panel * PANEL, size = sizeof(T);
+        if (n >= N) return {};
+        return {reinterpret_cast<const char*>(weight + n * K + first), smaller(DEPTH, K - first) * size,
+                smaller(panels * PANEL, N - n), K * size};
+    }
     void unpack(int64_t panel, int64_t first, int64_t depth, float* out) const {
         for (int64_t o = 0; o < PANEL; o += W) {
             const int64_t n = panel * PANEL + o, whole = n + W <= N ? depth / W * W : 0;
@@ -70,11 +100,19 @@ static void multiply_block(const Panels& source, const float* x, int64_t stride,
             float* to = unpacked + i * DEPTH * PANEL;
             if (i < panels) source.unpack(panel + i, first, depth, to);
         }
-        for (int64_t m = 0; m < rows; m += TILE_ROWS)
-            for (int64_t i = 0; i < whole; i += TILE_PANELS)
-                multiply_rest<TILE_ROWS>(smaller(TILE_ROWS, rows - m), x + m * stride + first, stride,
-                                         unpacked + i * DEPTH * PANEL, depth, out + m * width + i * PANEL, width,
-                                         first == 0);
+        const int64_t tiles = blocks(rows, TILE_ROWS), across = whole / TILE_PANELS;
+        const Ahead ahead = source.ahead(panel, panels, first + DEPTH);
+        int64_t m = 0;
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t here = blocks(rows - m, tiles - tile);  // 64 rows go as 11 + 11 + ..., not as 12 + ... + 4
+            for (int64_t i = 0; i < across; ++i) {
+                const Ahead next = ahead.share(tile * across + i, tiles * across);
+                multiply_rest<TILE_ROWS>(here, x + m * stride + first, stride,
+                                         unpacked + i * TILE_PANELS * DEPTH * PANEL, depth,
+                                         out + m * width + i * TILE_PANELS * PANEL, width, first == 0, next);
+            }
+            m += here;
+        }
     }
 }
 
