@@ -49,116 +49,142 @@ static Inputs quantized_inputs(const T* x, int64_t stride, int64_t M, int64_t K,
     return to;
 }
 
-// One group of 8-bit weights, NV vectors of outputs from `first` on, times MR rows: floats added to acc.
+// As many rows and vectors of outputs at once as the registers hold, integer and float sums: 6 x 2 and 6 x 2 where a
+// panel is a vector, so that two panels share what is read of x; one vector at a time where registers are few.
+constexpr int BYTE_PANELS = W == 16 ? 2 : 1;
+constexpr int BYTE_VECTORS = REGISTERS == 32 ? VECTORS : 1;
+constexpr int BYTE_ROWS = W == 16 ? 6 : (REGISTERS == 32 ? 2 : 4);
+
+// Where a tile's NV vectors of outputs lie: in one panel from vector `first` on, or in panels side by side.
+struct Place {
+    int64_t panel_bytes;   // of weights, from one panel to the next
+    int64_t panel_scales;  // scales (and zeros)
+    int64_t bytes(int v) const { return v / VECTORS * panel_bytes + v % VECTORS * W * 4; }
+    int64_t scales(int v) const { return v / VECTORS * panel_scales + v % VECTORS * W; }
+};
+
+// What a group of inputs is multiplied with: 8 steps of 4 inputs, NV vectors of outputs, MR rows.
 template <int MR, int NV>
-static inline void add_group8(const uint8_t* weight, const uint16_t* scales, const Inputs& in, const int8_t* bytes,
-                              const float* in_scales, const int32_t* sums, F (&acc)[MR][NV]) {
-    I count[MR][NV];
-    for (int m = 0; m < MR; ++m)
-        for (int v = 0; v < NV; ++v) count[m][v] = no_count();
+static inline void count8(const uint8_t* weight, const Place& place, const Inputs& in, const int8_t* bytes,
+                          I (&count)[MR][NV]) {
     for (int64_t s = 0; s < GROUP / 4; ++s) {
         Weights8 w[NV];
-        for (int v = 0; v < NV; ++v)
-            w[v] = weights8(load_bytes(weight + s * PANEL * 4 + v * W * 4));
+        for (int v = 0; v < NV; ++v) w[v] = weights8(load_bytes(weight + place.bytes(v) + s * PANEL * 4));
         for (int m = 0; m < MR; ++m) {
             const I x = four_inputs(bytes + m * in.padded + s * 4);
             for (int v = 0; v < NV; ++v) count[m][v] = dot8(count[m][v], w[v], x);
         }
     }
-    F scale[NV];
-    for (int v = 0; v < NV; ++v) scale[v] = load_f16(scales + v * W);
-    const int64_t groups = in.groups();
-    for (int m = 0; m < MR; ++m) {
-        const F turn = set1(in_scales[m * groups]);
-        const F excess = set1(static_cast<float>(OFFSET * sums[m * groups]));
+}
+
+template <int MR, int NV>
+static inline void count4(const uint8_t* weight, const Place& place, const Inputs& in, const int8_t* bytes,
+                          I (&count)[MR][NV]) {
+    for (int64_t s = 0; s < GROUP / 8; ++s) {
+        Bytes low[NV], high[NV];
         for (int v = 0; v < NV; ++v) {
-            const F product = OFFSET ? sub(to_float(count[m][v]), excess) : to_float(count[m][v]);
-            acc[m][v] = fma(product, mul(scale[v], turn), acc[m][v]);
+            const Bytes both = load_bytes(weight + place.bytes(v) + s * PANEL * 4);
+            low[v] = low_nibbles(both);
+            high[v] = high_nibbles(both);
         }
+        for (int m = 0; m < MR; ++m) {
+            const int8_t* x = bytes + m * in.padded + s * 8;
+            const I first = four_inputs(x), second = four_inputs(x + 4);
+            for (int v = 0; v < NV; ++v) count[m][v] = dot4(dot4(count[m][v], low[v], first), high[v], second);
+        }
+    }
+    for (int m = 0; m < MR; ++m)
+        for (int v = 0; v < NV; ++v) count[m][v] = settle4(count[m][v]);
+}
+
+// One group of 8-bit weights times MR rows, added to acc. `g` is the group's number in `in`.
+template <int MR, int NV>
+static inline void add_group8(const uint8_t* weight, const uint16_t* scales, const Place& place, const Inputs& in,
+                              int64_t row, int64_t g, F (&acc)[MR][NV]) {
+    const float* turns = in.scales + row * in.groups() + g;
+    const int32_t* sums = in.sums + row * in.groups() + g;
+    I count[MR][NV];
+    for (int m = 0; m < MR; ++m)
+        for (int v = 0; v < NV; ++v) count[m][v] = all_counts(-OFFSET * sums[m * in.groups()]);
+    count8<MR, NV>(weight, place, in, in.bytes + row * in.padded + g * GROUP, count);
+    F scale[NV];
+    for (int v = 0; v < NV; ++v) scale[v] = load_f16(scales + place.scales(v));
+    for (int m = 0; m < MR; ++m) {
+        const F turn = set1(turns[m * in.groups()]);
+        for (int v = 0; v < NV; ++v) acc[m][v] = fma(to_float(count[m][v]), mul(scale[v], turn), acc[m][v]);
     }
 }
 
 // The same for 4-bit weights: a group of `size` inputs has size / 32 scales of inputs.
 template <int MR, int NV>
 static inline void add_group4(const uint8_t* weight, const uint16_t* scales, const uint8_t* zeros, int64_t size,
-                              const Inputs& in, const int8_t* bytes, const float* in_scales, const int32_t* sums,
-                              F (&acc)[MR][NV]) {
-    const int64_t groups = in.groups();
-    F scale[NV], offset[NV];
-    for (int v = 0; v < NV; ++v) {
-        scale[v] = load_f16(scales + v * W);
-        offset[v] = mul(scale[v], load_u8(zeros + v * W));
-    }
+                              const Place& place, const Inputs& in, int64_t row, int64_t g, F (&acc)[MR][NV]) {
+    F scale[NV];
+    for (int v = 0; v < NV; ++v) scale[v] = load_f16(scales + place.scales(v));
+    float shift[MR] = {};
     for (int64_t part = 0; part < size / GROUP; ++part) {
+        const float* turns = in.scales + row * in.groups() + g + part;
+        const int32_t* sums = in.sums + row * in.groups() + g + part;
         I count[MR][NV];
         for (int m = 0; m < MR; ++m)
-            for (int v = 0; v < NV; ++v) count[m][v] = no_count();
-        for (int64_t s = 0; s < GROUP / 8; ++s) {
-            Bytes both[NV];
-            for (int v = 0; v < NV; ++v)
-                both[v] = load_bytes(weight + (part * GROUP / 8 + s) * PANEL * 4 + v * W * 4);
-            for (int m = 0; m < MR; ++m) {
-                const int8_t* x = bytes + m * in.padded + part * GROUP + s * 8;
-                const I low = four_inputs(x), high = four_inputs(x + 4);
-                for (int v = 0; v < NV; ++v) {
-                    count[m][v] = dot4(count[m][v], low_nibbles(both[v]), low);
-                    count[m][v] = dot4(count[m][v], high_nibbles(both[v]), high);
-                }
-            }
-        }
+            for (int v = 0; v < NV; ++v) count[m][v] = all_counts(0);
+        count4<MR, NV>(weight + part * GROUP / 8 * PANEL * 4, place, in,
+                       in.bytes + row * in.padded + (g + part) * GROUP, count);
         for (int m = 0; m < MR; ++m) {
-            const float turn = in_scales[m * groups + part];
-            const F shift = set1(-turn * static_cast<float>(sums[m * groups + part])), by = set1(turn);
-            for (int v = 0; v < NV; ++v) {
-                acc[m][v] = fma(to_float(settle4(count[m][v])), mul(scale[v], by), acc[m][v]);
-                acc[m][v] = fma(offset[v], shift, acc[m][v]);
-            }
+            const F turn = set1(turns[m * in.groups()]);
+            shift[m] -= turns[m * in.groups()] * static_cast<float>(sums[m * in.groups()]);
+            for (int v = 0; v < NV; ++v) acc[m][v] = fma(to_float(count[m][v]), mul(scale[v], turn), acc[m][v]);
         }
+    }
+    for (int v = 0; v < NV; ++v) {
+        const F offset = mul(scale[v], load_u8(zeros + place.scales(v)));
+        for (int m = 0; m < MR; ++m) acc[m][v] = fma(offset, set1(shift[m]), acc[m][v]);
     }
 }
 
-// MR rows times NV vectors of outputs of one panel, over all of K, into out (rows PANEL apart).
+// MR rows times NV vectors of outputs, from vector `first` of a panel on, over all of K, into out (rows `OUT` apart).
 template <int MR, int NV>
-static inline void quantized_tile(const QuantizedProduct& p, int64_t panel, int v, const Inputs& in, int64_t m,
+static inline void quantized_tile(const QuantizedProduct& p, int64_t panel, int first, const Inputs& in, int64_t m,
                                   float* out) {
-    const int64_t size = p.group, count = in.padded / size, block = size * PANEL * p.bits / 8;
-    const int64_t groups = in.groups();
+    const int64_t count = in.padded / p.group, block = p.group * PANEL * p.bits / 8;
+    const Place place{count * block, count * PANEL};
+    const uint8_t* weight = p.weight + panel * count * block + first * W * 4;
+    const uint16_t* scales = p.scales + panel * count * PANEL + first * W;
     F acc[MR][NV];
     for (int i = 0; i < MR; ++i)
         for (int j = 0; j < NV; ++j) acc[i][j] = zero();
-    const uint8_t* weight = p.weight + panel * count * block + v * W * 4;
-    const uint16_t* scales = p.scales + panel * count * PANEL + v * W;
-    const int8_t* bytes = in.bytes + m * in.padded;
     if (p.bits == 8) {
         for (int64_t g = 0; g < count; ++g)
-            add_group8<MR, NV>(weight + g * block, scales + g * PANEL, in, bytes + g * GROUP,
-                               in.scales + m * groups + g, in.sums + m * groups + g, acc);
+            add_group8<MR, NV>(weight + g * block, scales + g * PANEL, place, in, m, g, acc);
     } else {
-        const uint8_t* zeros = p.zeros + panel * count * PANEL + v * W;
+        const uint8_t* zeros = p.zeros + panel * count * PANEL + first * W;
         for (int64_t g = 0; g < count; ++g)
-            add_group4<MR, NV>(weight + g * block, scales + g * PANEL, zeros + g * PANEL, size, in, bytes + g * size,
-                               in.scales + m * groups + g * (size / GROUP), in.sums + m * groups + g * (size / GROUP),
-                               acc);
+            add_group4<MR, NV>(weight + g * block, scales + g * PANEL, zeros + g * PANEL, p.group, place, in, m,
+                               g * (p.group / GROUP), acc);
     }
     for (int i = 0; i < MR; ++i)
-        for (int j = 0; j < NV; ++j) store(out + i * PANEL + j * W, acc[i][j]);
+        for (int j = 0; j < NV; ++j) store(out + i * BYTE_PANELS * PANEL + j * W, acc[i][j]);
 }
 
-// As many rows at once as the registers hold: 16 integer and 16 float sums, or 4 and 4 where there are half as many
-// registers (then one vector of outputs at a time, except for a single row).
-constexpr int BYTE_VECTORS = REGISTERS == 32 ? VECTORS : 1;
-constexpr int BYTE_ROWS = W == 16 ? 8 : (REGISTERS == 32 ? 2 : 4);
-
-template <int MR>
-static inline void quantized_rows(const QuantizedProduct& p, int64_t panel, const Inputs& in, int64_t m,
+template <int MR, int NV>
+static inline void quantized_rows(const QuantizedProduct& p, int64_t panel, int first, const Inputs& in, int64_t m,
                                   int64_t rows, float* out) {
-    if (rows == MR) {
-        if (MR == 1) return quantized_tile<1, VECTORS>(p, panel, 0, in, m, out);
-        for (int v = 0; v < VECTORS; v += BYTE_VECTORS)
-            quantized_tile<MR, BYTE_VECTORS>(p, panel, v, in, m, out + v * W);
-        return;
+    if (rows == MR) return quantized_tile<MR, NV>(p, panel, first, in, m, out);
+    if constexpr (MR > 1) quantized_rows<MR - 1, NV>(p, panel, first, in, m, rows, out);
+}
+
+// `rows` rows times some panels side by side. One or two rows wait for memory, which likes a single stream best.
+static void quantized_panels(const QuantizedProduct& p, int64_t panel, int64_t panels, const Inputs& in, int64_t m,
+                             int64_t rows, float* out) {
+    if (BYTE_PANELS > 1 && panels == BYTE_PANELS && rows > 2)
+        return quantized_rows<BYTE_ROWS, BYTE_PANELS * VECTORS>(p, panel, 0, in, m, rows, out);
+    for (int64_t i = 0; i < panels; ++i, out += PANEL) {
+        if (rows == 1)
+            quantized_tile<1, VECTORS>(p, panel + i, 0, in, m, out);
+        else
+            for (int v = 0; v < VECTORS; v += BYTE_VECTORS)
+                quantized_rows<BYTE_ROWS, BYTE_VECTORS>(p, panel + i, v, in, m, rows, out + v * W);
     }
-    if constexpr (MR > 1) quantized_rows<MR - 1>(p, panel, in, m, rows, out);
 }
 
 template <class T>
@@ -169,14 +195,19 @@ static void quantized_of(const QuantizedProduct& p) {
     auto* y = static_cast<T*>(p.y);
     const int64_t together = 4;  // panels of a task
     parallel_for(blocks(panels, together), p.threads, [&](int64_t task) {
-        float out[BYTE_ROWS * PANEL];
-        for (int64_t panel = task * together; panel < smaller(panels, (task + 1) * together); ++panel) {
-            const int64_t first = panel * PANEL, columns = smaller(PANEL, p.N - first);
-            for (int64_t m = 0; m < p.M; m += BYTE_ROWS) {
-                const int64_t rows = smaller(BYTE_ROWS, p.M - m);
-                quantized_rows<BYTE_ROWS>(p, panel, in, m, rows, out);
+        float out[BYTE_ROWS * BYTE_PANELS * PANEL];
+        const int64_t end = smaller(panels, (task + 1) * together);
+        for (int64_t panel = task * together; panel < end; panel += BYTE_PANELS) {
+            const int64_t here = smaller(BYTE_PANELS, end - panel), passes = blocks(p.M, BYTE_ROWS);
+            const int64_t first = panel * PANEL, columns = smaller(here * PANEL, p.N - first);
+            int64_t m = 0;
+            for (int64_t pass = 0; pass < passes; ++pass) {
+                const int64_t rows = blocks(p.M - m, passes - pass);  // 8 rows go as 4 + 4, not as 6 + 2
+                quantized_panels(p, panel, here, in, m, rows, out);
                 for (int64_t i = 0; i < rows; ++i)
-                    write_row(y + (m + i) * p.N + first, out + i * PANEL, bias ? bias + first : nullptr, columns);
+                    write_row(y + (m + i) * p.N + first, out + i * BYTE_PANELS * PANEL, bias ? bias + first : nullptr,
+                              columns);
+                m += rows;
             }
         }
     });

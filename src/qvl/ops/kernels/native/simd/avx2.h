@@ -112,7 +112,7 @@ static inline F widen_offset(Bytes b) {
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(is_signed, 24 - 8 * j), 24));
 }
 
-static inline I no_count() { return _mm256_setzero_si256(); }
+static inline I all_counts(int32_t n) { return _mm256_set1_epi32(n); }
 static inline F to_float(I a) { return _mm256_cvtepi32_ps(a); }
 static inline I four_inputs(const int8_t* x) {
     int32_t packed;

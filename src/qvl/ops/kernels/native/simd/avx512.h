@@ -123,7 +123,7 @@ static inline F widen_offset(Bytes b) {
     return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(is_signed, 24 - 8 * j), 24));
 }
 
-static inline I no_count() { return _mm512_setzero_si512(); }
+static inline I all_counts(int32_t n) { return _mm512_set1_epi32(n); }
 static inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 static inline I four_inputs(const int8_t* x) {
     int32_t packed;

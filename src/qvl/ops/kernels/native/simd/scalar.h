@@ -118,7 +118,11 @@ static inline F widen_offset(Bytes b) {
     return each([&](int i) { return static_cast<float>(b.v[4 * i + j]) - 128.0f; });
 }
 
-static inline I no_count() { return {}; }
+static inline I all_counts(int32_t n) {
+    I r;
+    for (auto& v : r.v) v = n;
+    return r;
+}
 static inline F to_float(I a) { return each([&](int i) { return static_cast<float>(a.v[i]); }); }
 static inline I four_inputs(const int8_t* x) {
     int32_t packed;
