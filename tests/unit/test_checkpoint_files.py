@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qvl.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError, InputError
-from qvl.weights import files
+from qvl.weights import files, mapped
 from qvl.weights.files import INDEX, SINGLE, Checkpoint, parse_size, split, write_tensors
 
 
@@ -64,12 +64,12 @@ def test_an_interrupted_save_leaves_the_old_weights(tmp_path, tensors, monkeypat
     write_tensors(tmp_path, tensors)
     written = []
 
-    def full_disk(shard, path, **options):
+    def full_disk(shard, path, metadata):
         if written:
             raise OSError("No space left on device")
-        written.append(save_file(shard, path, **options))
+        written.append(save_file(shard, path, metadata))
 
-    monkeypatch.setattr(files, "save_file", full_disk)
+    monkeypatch.setattr(files, "save_aligned", full_disk)
     with pytest.raises(CheckpointError, match=r"cannot be written .* No space left"):
         write_tensors(tmp_path, {name: t + 1 for name, t in tensors.items()}, max_shard_size=400)
     assert len(written) == 1, "the first shard was there already"
@@ -117,9 +117,9 @@ def test_reading_casts_floats_only(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (7,), (5, 3), (3, 2, 2)])
-@pytest.mark.parametrize("piece", [1, 64, 10**6])
+@pytest.mark.parametrize("piece", [8, 64, 10**6])  # bytes
 def test_casting_in_pieces(tmp_path, monkeypatch, shape, piece):
-    monkeypatch.setattr(files, "PIECE", piece)
+    monkeypatch.setattr(mapped, "PIECE", piece)
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     write_tensors(tmp_path, {"a": tensor, "b": tensor + 1})
     for passing in (False, True):

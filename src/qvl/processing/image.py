@@ -10,6 +10,7 @@ P patches.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,10 +25,10 @@ from qvl.processing.features import BatchFeature
 from qvl.processing.media.opening import DEFAULT_LIMITS, MediaLimits, load_image
 from qvl.processing.media.rgb import array_to_pil, as_array, channel_layout, without_alpha
 from qvl.processing.options import CLIP_MEAN, CLIP_STD, chosen, layout_name, mean_and_std, patch_shape, pick
-from qvl.processing.patches import PatchShape, TwoStepNormalise, to_patches
+from qvl.processing.patches import PatchShape, TwoStepNormalise, all_patches
 from qvl.processing.pretrained import SavedSettings
 from qvl.processing.sizes import PixelLimits, checked_size, smart_resize, target_size
-from qvl.types import Grid
+from qvl.processing.threads import in_threads
 
 __all__ = ["IMAGE_OVERRIDES", "Qwen2VLImageProcessor", "smart_resize"]
 
@@ -165,15 +166,13 @@ class Qwen2VLImageProcessor(PixelLimits, SavedSettings):
         pictures = flat_images(images)
         if not pictures:
             return BatchFeature({})
-        done = [
-            image_patches(picture, own, self._media_limits)
-            for picture, own in zip(pictures, with_overrides(settings, overrides, len(pictures)), strict=True)
-        ]
+        own = with_overrides(settings, overrides, len(pictures))
+        rows_PC, grids = all_patches(
+            prepared(pictures, own, self._media_limits), settings.shape, settings.normalise
+        )
         data = {
-            "pixel_values": done[0][0]
-            if len(done) == 1
-            else torch.cat([patches_PC for patches_PC, _ in done]),
-            "image_grid_thw": torch.tensor([[grid.t, grid.h, grid.w] for _, grid in done]),
+            "pixel_values": rows_PC,
+            "image_grid_thw": torch.tensor([[grid.t, grid.h, grid.w] for grid in grids]),
         }
         return BatchFeature(data, tensor_type=return_tensors or "np")
 
@@ -218,29 +217,59 @@ def flat_images(images: Any) -> list[Any]:
     return [images]
 
 
-def image_patches(
-    image: Any, settings: ImageSettings, limits: MediaLimits = DEFAULT_LIMITS
-) -> tuple[torch.Tensor, Grid]:
-    """Patches (P, C) and grid of one picture."""
-    if not isinstance(image, np.ndarray | torch.Tensor):
-        image = load_image(image, limits=limits)
-    pixels_HWC = _pixels(image, settings)
-    if settings.normalise.rescale_factor is not None:
-        _warn_if_rescaled(pixels_HWC)
-    height, width = pixels_HWC.shape[:2]
-    if settings.do_resize:
-        pixels_HWC = resize(pixels_HWC, target_size(settings, height, width), settings.resample)
-    frames_TCHW = torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1)[None]
-    return to_patches(frames_TCHW, settings.shape, settings.normalise)
+def prepared(
+    pictures: Sequence[Any], settings: Sequence[ImageSettings], limits: MediaLimits = DEFAULT_LIMITS
+) -> list[torch.Tensor]:
+    """Every picture opened and resized, as frames (1, C, H, W).
+
+    Several pictures are resized in threads, and opened there if they are files of their own; pictures and
+    open files of the caller's are read here, since one may stand for several.
+    """
+    opened = [image if _opens_alone(image) else load_image(image, limits=limits) for image in pictures]
+    for image, own in zip(opened, settings, strict=True):
+        if isinstance(image, np.ndarray | torch.Tensor) and own.normalise.rescale_factor is not None:
+            _warn_if_rescaled(as_array(image))
+
+    def work(item: tuple[Any, ImageSettings]) -> torch.Tensor:
+        pixels_HWC = np.ascontiguousarray(_prepared(*item, limits))
+        return torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None]
+
+    return in_threads(work, list(zip(opened, settings, strict=True)))
+
+
+def _opens_alone(image: Any) -> bool:
+    """Whether opening ``image`` changes nothing that another picture may share."""
+    return isinstance(image, np.ndarray | torch.Tensor | str | os.PathLike | bytes)
+
+
+def _prepared(image: Any, settings: ImageSettings, limits: MediaLimits) -> np.ndarray:
+    """One picture as (H, W, C), resized."""
+    if isinstance(image, np.ndarray | torch.Tensor):
+        pixels_HWC = _pixels(image, settings)
+        size = _target(settings, *pixels_HWC.shape[:2])
+        return resize(pixels_HWC, size, settings.resample) if settings.do_resize else pixels_HWC
+    picture = _three_channels(load_image(image, limits=limits), settings)
+    size = _target(settings, picture.height, picture.width)
+    if size != (picture.height, picture.width):
+        picture = picture.resize(size[::-1], Image.Resampling(settings.resample))
+    return np.array(picture)
+
+
+def _target(settings: ImageSettings, height: int, width: int) -> tuple[int, int]:
+    return target_size(settings, height, width) if settings.do_resize else (height, width)
+
+
+def _three_channels(image: Image.Image, settings: ImageSettings) -> Image.Image:
+    """``image`` as RGB; one that is RGB is not copied, since nothing here writes into it."""
+    if image.mode == "RGB":
+        return image
+    if not settings.do_convert_rgb:
+        raise InputError(f"A picture of mode {image.mode} needs do_convert_rgb=True")
+    return without_alpha(image)
 
 
 def _pixels(image: Any, settings: ImageSettings) -> np.ndarray:
-    """A picture as (H, W, C)."""
-    if isinstance(image, Image.Image):
-        array = np.array(without_alpha(image) if settings.do_convert_rgb else image)
-        if array.ndim != 3 or array.shape[2] != 3:
-            raise InputError(f"A picture of mode {image.mode} needs do_convert_rgb=True")
-        return array
+    """An array or tensor as (H, W, C)."""
     array = as_array(image)
     if array.ndim == 2:
         array = array[:, :, None]
@@ -283,7 +312,7 @@ def _are_fractions(pixels: np.ndarray) -> bool:
 
 
 def _warn_if_rescaled(pixels: np.ndarray) -> None:
-    if pixels.dtype != np.uint8 and pixels.min() >= 0 and pixels.max() <= 1:
+    if pixels.size and pixels.dtype != np.uint8 and pixels.min() >= 0 and pixels.max() <= 1:
         warnings.warn(
             "Picture values lie in 0..1 and are about to be rescaled again: set do_rescale=False",
             stacklevel=4,

@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 
 from qvl.errors import InputError, MediaError
+from qvl.processing.byte_patches import Cut, byte_table, fill_rows
 from qvl.types import Grid
 
 BLOCK = 128  # patches normalised at once: 0.6 MB of float64
@@ -54,37 +55,74 @@ Normalise = Callable[[torch.Tensor], torch.Tensor]
 def to_patches(
     frames_TCHW: torch.Tensor, shape: PatchShape, normalise: Normalise
 ) -> tuple[torch.Tensor, Grid]:
-    """Patches (P, C) and grid of the frames of one picture (T = 1) or video.
+    """Patches (P, C) and grid of the frames of one picture (T = 1) or video: see :func:`all_patches`."""
+    rows_PC, (grid,) = all_patches([frames_TCHW], shape, normalise)
+    return rows_PC, grid
 
-    The last frame is repeated until T divides by the temporal patch size. A single frame is cut and
-    normalised once and repeated only at the end. Raises MediaError where H or W are no multiples of
-    ``shape.factor``.
+
+def all_patches(
+    media: Sequence[torch.Tensor], shape: PatchShape, normalise: Normalise
+) -> tuple[torch.Tensor, list[Grid]]:
+    """Patches (P, C) of all pictures and videos, end to end, and the grid of each.
+
+    ``media``: frames (T, C, H, W) of each. The last frame is repeated until T divides by the temporal patch
+    size. A single frame is cut and normalised once and repeated only at the end. Bytes are normalised by
+    looking them up, in threads, and what they become is held once. Raises MediaError where H or W are no
+    multiples of ``shape.factor``.
     """
+    grids = [_grid(frames_TCHW, shape) for frames_TCHW in media]
+    whole = [part for frames_TCHW in media for part in _whole_steps(frames_TCHW, shape)]
+    first = whole[0]
+    if not all(part.dtype == torch.uint8 and part.device.type == "cpu" for part in whole) or any(
+        part.shape[1] != first.shape[1] for part in whole
+    ):
+        rows = [_normalised(_cut(part, shape), shape, normalise) for part in whole]
+        return rows[0] if len(rows) == 1 else torch.cat(rows), grids
+    table_C256 = byte_table(normalise, first.shape[1])
+    values = first.shape[1] * shape.temporal_patch_size * shape.patch_size**2
+    rows_PC = torch.empty(sum(grid.patches for grid in grids), values, dtype=table_C256.dtype)
+    cut = Cut(shape.patch_size, shape.temporal_patch_size, shape.merge_size)
+    fill_rows(whole, cut, table_C256, rows_PC)
+    return rows_PC, grids
+
+
+def _grid(frames_TCHW: torch.Tensor, shape: PatchShape) -> Grid:
     total, _, height, width = frames_TCHW.shape
     if height % shape.factor or width % shape.factor:
         raise MediaError(
             f"{height} x {width} pixels cannot be cut into patches: without resizing (do_resize=False) "
             f"height and width must be multiples of {shape.factor}"
         )
-    single = total == 1
-    if not single and (missing := -total % shape.temporal_patch_size):
-        frames_TCHW = torch.cat([frames_TCHW, frames_TCHW[-1:].expand(missing, -1, -1, -1)])
-    patches = rearrange(
+    return shape.grid(total, height, width)
+
+
+def _whole_steps(frames_TCHW: torch.Tensor, shape: PatchShape) -> list[torch.Tensor]:
+    """The frames in parts that divide by the temporal patch size; one frame alone stays one."""
+    total, rest = len(frames_TCHW), len(frames_TCHW) % shape.temporal_patch_size
+    if total == 1 or not rest:
+        return [frames_TCHW]
+    repeated = frames_TCHW[-1:].expand(shape.temporal_patch_size - rest, -1, -1, -1)
+    last = torch.cat([frames_TCHW[total - rest :], repeated])
+    return [frames_TCHW[: total - rest], last] if total > rest else [last]
+
+
+def _cut(frames_TCHW: torch.Tensor, shape: PatchShape) -> torch.Tensor:
+    """Patches with axes (P, C, 1 or temporal, pixels) in merge order."""
+    return rearrange(
         frames_TCHW,
         "(t a) c (h m p) (w n q) -> (t h w m n) c a (p q)",
-        a=1 if single else shape.temporal_patch_size,
+        a=1 if len(frames_TCHW) == 1 else shape.temporal_patch_size,
         m=shape.merge_size,
         n=shape.merge_size,
         p=shape.patch_size,
         q=shape.patch_size,
     )
-    return _normalised(patches, shape, normalise), shape.grid(total, height, width)
 
 
 def _normalised(patches: torch.Tensor, shape: PatchShape, normalise: Normalise) -> torch.Tensor:
     """Rows (P, C) of patches with axes (P, C, 1 or temporal, pixels); a single frame is repeated here.
 
-    Block by block, so that what lies between the bytes and the floats stays in the processor's cache.
+    Block by block, so that what lies between the pixels and the floats stays in the processor's cache.
     """
     count, channels, _, pixels = patches.shape
     dtype = normalise(patches[:1]).dtype

@@ -126,6 +126,23 @@ def read_grids(grid_thw: torch.Tensor | Sequence[Sequence[int]] | None) -> list[
     return [Grid(*(int(n) for n in row)) for row in rows]
 
 
+def given_positions(position_ids: torch.Tensor, batch: int, columns: int) -> torch.Tensor:
+    """(3, B, L) of a caller's ``position_ids``, one value for every cell of a padded call.
+
+    Shapes read: (B, L), the same on the three axes; (3, B, L), or B = 1 for all rows; (4, B, L), whose first
+    entry transformers uses for its masks and which a packed sequence has no use for. Raises InputError.
+    """
+    given_3BL = position_ids.expand(3, *position_ids.shape) if position_ids.ndim == 2 else position_ids
+    if given_3BL.ndim == 3 and given_3BL.shape[1] == 1:
+        given_3BL = given_3BL.expand(-1, batch, -1)
+    if given_3BL.ndim != 3 or given_3BL.shape[0] not in (3, 4) or given_3BL.shape[1:] != (batch, columns):
+        raise InputError(
+            f"position_ids has shape {tuple(position_ids.shape)}; expected {(batch, columns)} or "
+            f"{(3, batch, columns)}, one value for every cell."
+        )
+    return given_3BL[-3:]
+
+
 def read_seconds(second_per_grid_ts: torch.Tensor | Sequence[float] | None, videos: int) -> list[float]:
     """``second_per_grid_ts``, one value per video; 1.0 where the caller is silent, as in transformers."""
     if second_per_grid_ts is None:

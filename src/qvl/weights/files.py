@@ -7,7 +7,6 @@ goes where is ``load``'s and ``checkpoint``'s.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,15 +17,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from qvl.config.base import read_json
 from qvl.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError, InputError
+from qvl.weights.aligned import save_aligned
+from qvl.weights.mapped import MappedFile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PIECE = 64 * 2**20  # bytes copied at a time, at eight for each value
 
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _UNITS = MappingProxyType(
@@ -57,6 +56,7 @@ class Checkpoint:
         self.files: dict[str, Path] = {}
         self.metadata: dict[str, str] = {}
         self._open: dict[Path, Any] = {}
+        self._mappings: dict[Path, MappedFile] = {}
         for path in _weight_files(folder):
             handle = self._open[path] = _opened(path)
             self.files.update(dict.fromkeys(handle.keys(), path))
@@ -96,7 +96,8 @@ class Checkpoint:
         """The tensor, on ``device`` and (if it is floating-point) in ``dtype``.
 
         What needs no change is a view of the mapped file: no second copy, and writes stay private. What
-        does is copied in pieces, so that no more than one piece of the file lies in memory beside the copy.
+        does is copied by as many threads as torch has, in pieces, so that no more than one piece of the file
+        lies in memory beside the copy.
         ``passing``: the tensor will be dropped soon; as a view it has a mapping of its own, closed with it.
         """
         path = self.files[name]
@@ -108,23 +109,19 @@ class Checkpoint:
             return (_opened(path) if passing else self._open[path]).get_tensor(name)
 
     def _copied(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-        """The tensor piece by piece (runs of rows), each through a handle of its own: closing it gives back
-        the pages of the file that the piece came from."""
-        path, shape = self.files[name], self.shape(name)
-        if not shape or 0 in shape:
-            with _corruption_named(path):
-                return _opened(path).get_tensor(name).to(device=device, dtype=dtype)
-        rows = max(1, PIECE // (8 * math.prod(shape[1:])))
-        whole: Tensor | None = None
-        for start in range(0, shape[0], rows):
-            with _corruption_named(path), safe_open(path, framework="pt") as handle:
-                piece = handle.get_slice(name)[start : start + rows]
-                if whole is None:
-                    whole = torch.empty(shape, dtype=dtype or piece.dtype, device=device)
-                whole[start : start + rows] = piece
-                del piece  # it holds the mapping
-        assert whole is not None  # there is at least one row
-        return whole
+        path = self.files[name]
+        stored = _DTYPES.get(self._open[path].get_slice(name).get_dtype())
+        with _corruption_named(path):
+            if stored is None:
+                return _opened(path).get_tensor(name).to(device)
+            whole = torch.empty(self.shape(name), dtype=dtype or stored, device=device)
+            self._mapped(path).copy(name, stored, whole)
+            return whole
+
+    def _mapped(self, path: Path) -> MappedFile:
+        if path not in self._mappings:
+            self._mappings[path] = MappedFile(path)
+        return self._mappings[path]
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -213,12 +210,7 @@ def write_tensors(
     try:
         for name, shard in zip(names, shards, strict=True):
             written.append(folder / f".{name}.partial")
-            written[-1].touch()
-            mode = (
-                written[-1].stat().st_mode
-            )  # as the umask says; safetensors would leave it to the owner alone
-            save_file({key: value.contiguous() for key, value in shard.items()}, written[-1], metadata=header)
-            written[-1].chmod(mode)
+            save_aligned(shard, written[-1], header)
         if count > 1:
             names.append(INDEX)
             written.append(folder / f".{INDEX}.partial")

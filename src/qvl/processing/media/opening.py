@@ -52,15 +52,25 @@ def _read_image(stream: IO[bytes], name: str, limits: MediaLimits) -> Image.Imag
     if not stream.read(1):
         raise MediaDecodeError(f"{name} is empty: expected a picture")
     stream.seek(-1, 1)
-    with _decoding(name), Image.open(stream, formats=_formats()) as image:
+    with _decoding(name), _open_image(stream) as image:
         check_pixels(image.width, image.height, limits.image_pixels, name)
         image.load()
         return to_rgb(upright(image))
 
 
+def _open_image(stream: IO[bytes]) -> Image.Image:
+    """The picture in ``stream``, its header read. The common formats first: Pillow takes 25 ms to import its
+    many others."""
+    Image.preinit()
+    try:
+        return Image.open(stream, formats=_formats())
+    except UnidentifiedImageError:
+        Image.init()
+        return Image.open(stream, formats=_formats())
+
+
 def _formats() -> list[str]:
     """What Pillow reads by itself: for EPS it would hand the file, which is a program, to Ghostscript."""
-    Image.init()
     return [name for name in Image.ID if name != "EPS"]
 
 

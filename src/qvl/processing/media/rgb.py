@@ -41,7 +41,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _lab_to_rgb(image)
     if image.has_transparency_data:
         return on_white(image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def without_alpha(image: Image.Image) -> Image.Image:

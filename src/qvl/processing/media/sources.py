@@ -15,11 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
-
-import httpx
 
 from qvl.errors import (
     InputTypeError,
@@ -28,6 +26,9 @@ from qvl.errors import (
     MediaNotFoundError,
     MediaTooLargeError,
 )
+
+if TYPE_CHECKING:
+    import httpx
 
 SPOOL_BYTES = 32 * 2**20  # a download up to this size stays in memory
 CHUNK_BYTES = 2**16
@@ -184,6 +185,7 @@ def _seekable(stream: Any, limits: MediaLimits) -> IO[bytes]:
 
 def fetch(url: str, limits: MediaLimits = DEFAULT_LIMITS) -> IO[bytes]:
     """The body of ``url`` as a stream at its beginning. Raises MediaFetchError or MediaTooLargeError."""
+    import httpx  # here, since most media are files: nobody waits for what is not used
 
     def check(request: httpx.Request) -> None:
         if limits.check_url is not None:

@@ -17,7 +17,6 @@ from fractions import Fraction
 from types import TracebackType
 from typing import IO, Any, NoReturn
 
-import av
 import numpy as np
 
 from qvl.errors import InputError, MediaDecodeError, MediaError, MediaTooLargeError
@@ -243,6 +242,8 @@ class VideoFile:
             )
 
     def _open_container(self) -> Any:
+        import av  # here, since most media are pictures: FFmpeg loads only where a video is opened
+
         self._file.seek(0)
         with self._decoding():
             # genpts: AVI and the like store decoding times only. io_open: playlists may not open other files.
@@ -264,6 +265,8 @@ class VideoFile:
     @contextmanager
     def _decoding(self) -> Iterator[None]:
         """FFmpeg's errors as one MediaDecodeError that names the file."""
+        import av
+
         try:
             yield
         except MediaError:

@@ -1,27 +1,16 @@
 """Chat templates: finds them beside a checkpoint and renders messages with them, in a sandbox.
 
-A template is a program from the internet, so it runs in jinja's immutable sandbox. Messages are guarded
-before rendering (see inert.py), so what comes out is a MarkedText. It knows no tokens and opens no media.
-
-The environment offers what templates on the hub rely on: trimmed blocks, ``tojson`` without HTML escapes,
-``raise_exception``, ``strftime_now``, loop controls and ``{% generation %}`` blocks.
+A template is a program from the internet, so it runs in jinja's immutable sandbox (template.py). Messages are
+guarded before rendering (see inert.py), so what comes out is a MarkedText. It knows no tokens and opens no
+media.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn, cast
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any, cast
 
 from qvl.config.base import read_json
 from qvl.errors import InputTypeError, PromptError, UnknownNameError
@@ -31,9 +20,6 @@ from qvl.processing.text.tools import tool_schema
 
 Message = Mapping[str, Any]
 Templates = str | dict[str, str] | None
-
-# Names by which {% generation %} finds its marks in the render context.
-OPENING, CLOSING = "_generation_opening", "_generation_closing"
 
 
 @dataclass(frozen=True)
@@ -66,6 +52,8 @@ def render(
 
     Raises PromptError for messages of another form, and where the template does.
     """
+    from qvl.processing.text.template import run
+
     options = options or RenderOptions()
     check_conversation(conversation)
     tools = [tool_schema(tool) for tool in options.tools] if options.tools is not None else None
@@ -74,7 +62,7 @@ def render(
     guard = Guard(special_tokens, marks.inert)
     messages = guard.protect(conversation)
     final = _mark_final_text(messages, marks.final) if options.continue_final_message else None
-    text = _run(
+    text = run(
         template,
         {
             **options.variables,
@@ -82,8 +70,6 @@ def render(
             "tools": guard.protect(tools),
             "documents": guard.protect(documents),
             "add_generation_prompt": options.add_generation_prompt,
-            OPENING: marks.opening,
-            CLOSING: marks.closing,
         },
         marks,
     )
@@ -214,57 +200,3 @@ def _cut_after(rendered: str, final: str, mark: str) -> str:
         )
     kept = rendered[:end] if rendered.startswith(f"{mark} ", end) else rendered[:end].rstrip()
     return kept.replace(mark, "")
-
-
-def _run(template: str, context: dict[str, Any], marks: Marks) -> str:
-    def to_json(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
-        text = json.dumps(value, ensure_ascii=ensure_ascii, **layout)
-        for mark in (marks.inert, marks.final):  # ASCII escapes would hide the marks
-            text = text.replace(json.dumps(mark)[1:-1], mark) if ensure_ascii else text
-        return text
-
-    compiled = _compile(template)
-    try:
-        return compiled.render(context, _to_json=to_json)
-    except Exception as error:  # whatever a foreign program may raise
-        raise PromptError(
-            f"The chat template refused the messages: {type(error).__name__}: {error}"
-        ) from error
-
-
-@lru_cache(maxsize=32)
-def _compile(template: str) -> jinja2.Template:
-    """Compiling takes milliseconds and servers render one template again and again. Holds no state."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlocks, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson_filter
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise PromptError(f"The chat template cannot be read: {error}") from error
-
-
-class GenerationBlocks(Extension):
-    """``{% generation %}...{% endgeneration %}`` around what the assistant writes: puts marks around it."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja's own form)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        first, last = (
-            nodes.Output([nodes.Name(name, "load")]).set_lineno(line) for name in (OPENING, CLOSING)
-        )
-        return [first, *body, last]
-
-
-@jinja2.pass_context
-def _tojson_filter(context: jinja2.runtime.Context, value: Any, **options: Any) -> str:
-    return context["_to_json"](value, **options)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

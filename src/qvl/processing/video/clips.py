@@ -28,6 +28,7 @@ from qvl.processing.video.frames import Timeline
 
 # A list of strings that all end so is the frames of one video. GIF is left out: it may be a video itself.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+FRAMES_AT_ONCE = 4  # that are there already and are resized by one thread
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class FramesClip:
         self.height, self.width = frames_TCHW.shape[-2:]
 
     def blocks(self, numbers: Sequence[int]) -> Iterator[torch.Tensor]:
-        yield self._frames_TCHW[list(numbers)]
+        for start in range(0, len(numbers), FRAMES_AT_ONCE):
+            yield self._frames_TCHW[list(numbers[start : start + FRAMES_AT_ONCE])]
 
 
 def is_file(video: Any) -> bool:

@@ -22,6 +22,7 @@ from qvl.errors import UnsupportedError
 from qvl.processing.media.opening import MediaLimits
 from qvl.processing.patches import FusedNormalise, PatchShape
 from qvl.processing.sizes import target_size
+from qvl.processing.threads import as_they_come
 from qvl.processing.video.clips import Clip, VideoMetadata, is_file, known_rate, open_clip
 from qvl.processing.video.frames import DEFAULT_FPS, SamplingRule, choose_frames
 from qvl.types import Grid
@@ -158,13 +159,23 @@ def plan_clip(clip: Clip, settings: VideoSettings) -> VideoPlan:
 
 
 def sample_clip(clip: Clip, settings: VideoSettings) -> SampledVideo:
-    """Decodes and resizes the frames of ``clip`` that ``settings`` choose."""
+    """Decodes the frames of ``clip`` that ``settings`` choose, and resizes each while the next is decoded."""
     plan = plan_clip(clip, settings)
-    blocks = []
-    for frames_NCHW in clip.blocks(plan.indices):
+
+    def work(frames_NCHW: torch.Tensor) -> torch.Tensor:
         frames_NCHW = frames_NCHW if settings.device is None else frames_NCHW.to(settings.device)
-        blocks.append(resize_frames(frames_NCHW, (plan.height, plan.width), settings.resample))
-    return SampledVideo(torch.cat(blocks) if len(blocks) > 1 else blocks[0], plan)
+        return resize_frames(frames_NCHW, (plan.height, plan.width), settings.resample)
+
+    whole, start = None, 0
+    for block_NCHW in as_they_come(work, clip.blocks(plan.indices)):
+        if len(block_NCHW) == len(plan.indices):
+            return SampledVideo(block_NCHW, plan)
+        if whole is None:
+            whole = block_NCHW.new_empty(len(plan.indices), *block_NCHW.shape[1:])
+        whole[start : start + len(block_NCHW)] = block_NCHW
+        start += len(block_NCHW)
+    assert whole is not None  # a plan has at least one frame
+    return SampledVideo(whole, plan)
 
 
 def resize_frames(frames_NCHW: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:
