@@ -10,13 +10,12 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from qvl import outputs
 from qvl.modeling import (
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLModel,
     Qwen2_5_VLTextModel,
     StaticCache,
 )
 from support.batches import MIXED, batch, prompt_row, single
-from support.tiny import ROPE_SCALINGS, random_ids, tiny_configs, tiny_oracle
+from support.tiny import ROPE_SCALINGS, random_ids, tiny_configs, tiny_models, tiny_oracle
 
 pytestmark = pytest.mark.oracle
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -25,17 +24,9 @@ VIDEOS = (prompt_row(4, ("video", (3, 8, 6)), 2, ("video", (2, 4, 4)), 6, seed=8
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
 
 
-def pair(**settings):
-    theirs_config, ours_config = tiny_configs(**settings)
-    theirs = tiny_oracle(theirs_config)
-    ours = Qwen2_5_VLForConditionalGeneration(ours_config).eval()
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
-
-
 @pytest.fixture(scope="module")
 def models():
-    return pair()
+    return tiny_models()
 
 
 def both(models, arguments, part="", **extra):
@@ -96,7 +87,7 @@ def test_outputs_read_like_mappings_of_the_same_keys(models):
 def test_rope_types_in_padded_batches_with_windows(rope, tied, side):
     """``dynamic`` and ``longrope`` below their limit: above it, transformers' rows share one length."""
     text = {"rope_scaling": ROPE_SCALINGS[rope], "tie_word_embeddings": tied, **WINDOW}
-    models = pair(text=text, tie_word_embeddings=tied)
+    models = tiny_models(text=text, tie_word_embeddings=tied)
     arguments = batch(*MIXED, side=side)
     theirs, ours = both(models, arguments)
     real = arguments["attention_mask"].bool()
@@ -106,7 +97,7 @@ def test_rope_types_in_padded_batches_with_windows(rope, tied, side):
 @pytest.mark.parametrize("rope", ROPE_SCALINGS)
 def test_cached_steps_of_every_rope_type(rope):
     """Eight steps by hand behind pictures, through windows, in one row."""
-    models = pair(text={"rope_scaling": ROPE_SCALINGS[rope], **WINDOW})
+    models = tiny_models(text={"rope_scaling": ROPE_SCALINGS[rope], **WINDOW})
     arguments = batch(MIXED[3])
     theirs, ours = both(models, arguments)
     caches, cells = (theirs.past_key_values, ours.past_key_values), arguments["input_ids"].shape[1]
@@ -198,7 +189,7 @@ def test_embeddings_in_place_of_ids(models, index):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_resized_embeddings(tied):
-    models = pair(text={"tie_word_embeddings": tied}, tie_word_embeddings=tied)
+    models = tiny_models(text={"tie_word_embeddings": tied}, tie_word_embeddings=tied)
     for rows, multiple in ((210, 8), (None, 64), (196, None)):
         for model in models:
             model.resize_token_embeddings(rows, pad_to_multiple_of=multiple)

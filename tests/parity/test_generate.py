@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qvl.modeling import Qwen2_5_VLForConditionalGeneration
 from support.batches import MIXED, batch, prompt_row, single
-from support.tiny import random_ids, tiny_configs, tiny_oracle
+from support.tiny import random_ids, tiny_models
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore::UserWarning")]
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -27,10 +26,7 @@ def models():
 
 def pair(**settings):
     """The same weights twice. No end-of-sequence id unless a test gives one: answers have full length."""
-    theirs_config, ours_config = tiny_configs(**settings)
-    theirs = tiny_oracle(theirs_config)
-    ours = Qwen2_5_VLForConditionalGeneration(ours_config).eval()
-    ours.load_state_dict(theirs.state_dict())
+    theirs, ours = tiny_models(**settings)
     for model in (theirs, ours):
         model.generation_config.eos_token_id = None
     return theirs, ours

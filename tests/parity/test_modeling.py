@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qvl.modeling import DynamicCache, Qwen2_5_VLForConditionalGeneration, StaticCache
+from qvl.modeling import DynamicCache, StaticCache
 from support.batches import MIXED, batch, prompt_row, single
-from support.tiny import ROPE_SCALINGS, tiny_configs, tiny_oracle
+from support.tiny import ROPE_SCALINGS, tiny_models
 
 pytestmark = pytest.mark.oracle
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -19,17 +19,9 @@ VIDEO = (prompt_row(4, ("video", (3, 8, 6)), 6, seed=8),)
 CASES = {"text": TEXT, "image": IMAGE, "images": IMAGES, "video": VIDEO, "mixed": MIXED}
 
 
-def pair(**settings):
-    theirs_config, ours_config = tiny_configs(**settings)
-    theirs = tiny_oracle(theirs_config)
-    ours = Qwen2_5_VLForConditionalGeneration(ours_config).eval()
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
-
-
 @pytest.fixture(scope="module")
 def models():
-    return pair()
+    return tiny_models()
 
 
 def both(models, arguments, **extra):
@@ -58,7 +50,7 @@ def test_logits(models, case, side):
 @pytest.mark.parametrize("limit", [16, 256])
 def test_every_rope_type(rope, limit):
     """Positions below and beyond ``max_position_embeddings``. One row: transformers' rows share a length."""
-    models = pair(text={"rope_scaling": ROPE_SCALINGS[rope], "max_position_embeddings": limit})
+    models = tiny_models(text={"rope_scaling": ROPE_SCALINGS[rope], "max_position_embeddings": limit})
     arguments = batch(MIXED[3])
     theirs, ours = both(models, arguments)
     torch.testing.assert_close(ours.logits, theirs.logits, **CLOSE)
@@ -73,7 +65,7 @@ def test_sliding_window_and_tied_head(tied, use_cache):
         "max_window_layers": 1,
         "tie_word_embeddings": tied,
     }
-    models = pair(text=text, tie_word_embeddings=tied)
+    models = tiny_models(text=text, tie_word_embeddings=tied)
     assert (models[1].lm_head.weight is models[1].get_input_embeddings().weight) == tied
     arguments = batch(*MIXED)
     theirs, ours = both(models, arguments, use_cache=use_cache)
@@ -317,7 +309,7 @@ def test_legacy_cache_round_trip(models):
 
 def test_counts_and_resizing(models):
     theirs, _ = models
-    _, ours = pair()
+    _, ours = tiny_models()
     assert ours.num_parameters() == theirs.num_parameters()
     assert ours.num_parameters(exclude_embeddings=True) == theirs.num_parameters(exclude_embeddings=True)
     before = ours.get_input_embeddings().weight.clone()

@@ -113,6 +113,17 @@ def tiny_pair(*, seed: int = 0, attention: str = "eager", **settings: Any) -> tu
     return theirs, ours.eval()
 
 
+def tiny_models(*, seed: int = 0, **settings: Any) -> tuple[Any, Any]:
+    """(transformers, qvl) as the documented class, with the same random weights, in evaluation mode."""
+    from qvl.modeling import Qwen2_5_VLForConditionalGeneration
+
+    theirs_config, ours_config = tiny_configs(**settings)
+    theirs = tiny_oracle(theirs_config, seed=seed)
+    ours = Qwen2_5_VLForConditionalGeneration(ours_config).eval()
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
 def random_patches(grids: list[tuple[int, int, int]], seed: int = 0) -> torch.Tensor:
     """Pixel values for grids of (t, h, w): (patches, 1176) float32, roughly normalised."""
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from qvl.generation.prompts import CachedRow, build_prompts
 from qvl.generation.rows import Callbacks, OutputRow, callables
 from qvl.generation.run import Request, Run, Stream
 from qvl.generation.settings import Settings, check_arguments, decide, merge, sampling_params
+from qvl.generation.speculation import Assistant, assistant_settings, step_times
 from qvl.generation.stopping import MaxTimeCriteria, StoppingCriteriaList, StopStringCriteria, merged
 from qvl.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from qvl.types import Prompt
@@ -62,6 +63,7 @@ class Call:
     prompts: list[Prompt]
     real_BL: Tensor
     cache: Any  # the cache to leave the keys and values in, or None
+    assistant: Any = None  # the model that drafts, or None
 
     @property
     def config(self) -> GenerationConfig:
@@ -106,6 +108,7 @@ class GenerationMixin(nn.Module):
         custom_generate: Any = None,
         *,
         tokenizer: Any = None,
+        assistant_tokenizer: Any = None,
         **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
         """Continue every row of a batch.
@@ -114,8 +117,13 @@ class GenerationMixin(nn.Module):
         processor makes them (see `qvl.generation.inputs.ModelInputs`), ``past_key_values`` of an earlier
         call, and any setting of a `GenerationConfig`, which then wins over ``generation_config`` and over
         the model's own. ``tokenizer`` is needed for ``stop_strings``. ``streamer`` gets the prompt and each
-        token as it comes. ``synced_gpus``, ``assistant_model``, the negative prompt and ``custom_generate``
-        stand where transformers has them, and are refused.
+        token as it comes. ``synced_gpus``, the negative prompt and ``custom_generate`` stand where
+        transformers has them, and are refused.
+
+        ``assistant_model``: a smaller Qwen2.5-VL model with the same tokenizer, which reads the same prompt,
+        pictures too, and drafts tokens that this one checks, several in a step: the same answer when greedy,
+        the same distribution when sampling. Where the two have different numbers of vocabulary rows,
+        ``tokenizer`` and ``assistant_tokenizer`` must show that they number the same tokens.
 
         Logits processors and stopping criteria are called row by row: ids (1, length), the row as handed in
         (padding included) and the new tokens; scores (1, V). They act after the built-in penalties and
@@ -131,7 +139,6 @@ class GenerationMixin(nn.Module):
         """
         elsewhere = {
             "synced_gpus": synced_gpus,
-            "assistant_model": assistant_model,
             "negative_prompt_ids": negative_prompt_ids,
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
             "custom_generate": custom_generate,
@@ -145,9 +152,10 @@ class GenerationMixin(nn.Module):
                 callables("stopping_criteria", stopping_criteria),
                 prefix_allowed_tokens_fn,
                 tokenizer,
+                Assistant(assistant_model, assistant_tokenizer, tokenizer),
             )
-            with restored_on_error(call.cache):
-                run = start(self, call, streamer)
+            with restored_on_error(call.cache), measured(self, call) as engine:
+                run = start(engine, call, streamer)
                 return _search(call, run) if call.settings.beams > 1 else _decode(call, run)
         except BaseException as error:
             fail = getattr(streamer, "fail", None)
@@ -164,10 +172,12 @@ def prepare(
     criteria: list[Any],
     prefix_allowed_tokens_fn: AllowedTokens | None,
     tokenizer: Any,
+    assistant: Assistant,
 ) -> Call:
     """Check everything, decide everything, compute nothing."""
     config, rest = merged_config
     check_arguments(rest, {*ModelInputs.names(), "past_key_values"})
+    assistant.check(config, model)
     model_inputs = read_inputs(inputs, rest, config, cast(Any, model).device)
     check_inputs(model_inputs)
     rows = model_inputs.batch * config.num_return_sequences
@@ -189,6 +199,7 @@ def prepare(
         prompts=build_prompts(model_inputs, real_BL, model.config, cached_rows(cache)),
         real_BL=real_BL,
         cache=cache,
+        assistant=assistant.model,
     )
 
 
@@ -271,8 +282,19 @@ def cached_rows(cache: Any) -> list[CachedRow]:
     return [CachedRow(kv.length, kv.length + int(d)) for kv, d in zip(cache.rows, deltas, strict=True)]
 
 
-def start(model: GenerationMixin, call: Call, streamer: Any) -> Run:
-    """The call's requests, ready to be put into a new engine."""
+@contextmanager
+def measured(model: GenerationMixin, call: Call) -> Iterator[Engine]:
+    """An engine for the call, which starts from what earlier calls measured of the models' steps."""
+    draft = call.assistant
+    with ExitStack() as stack:
+        times = stack.enter_context(step_times(model))
+        drafts = None if draft is None or draft is model else stack.enter_context(step_times(draft))
+        yield Engine(cast(Any, model), model.engine_settings, draft=draft, times=times, draft_times=drafts)
+
+
+def start(engine: Engine, call: Call, streamer: Any) -> Run:
+    """The call's requests, ready to be put into the engine."""
+    assistant = None if call.assistant is None else assistant_settings(call.config, call.assistant)
     handed_RL, count, beams = call.handed_RL, call.config.num_return_sequences, call.settings.beams > 1
     if streamer is not None and beams:
         raise GenerationError(
@@ -289,12 +311,13 @@ def start(model: GenerationMixin, call: Call, streamer: Any) -> Run:
             Request(
                 prompt,
                 [OutputRow(b, handed_RL[r], call.callbacks, beams=beams) for r in own],
-                [sampling_params(call.settings, r, call.replaced) for r in own],
+                [sampling_params(call.settings, r, call.replaced, assistant) for r in own],
                 call.cache.rows[b] if call.cache is not None and call.cache.rows else None,
             )
         )
-    engine = Engine(cast(Any, model), model.engine_settings)
     stream = None if streamer is None else Stream(streamer, handed_RL, call.settings.pad_id)
+    if stream is not None:  # nobody asked for guesses: the streamer is not to notice them
+        stream.singly = call.config.prompt_lookup_num_tokens is None and call.assistant is None
     return Run(engine, requests, keep_kv=call.cache is not None, stream=stream)
 
 

@@ -19,6 +19,7 @@ from qvl.errors import CacheError, InputError, PlaceholderMismatchError
 from qvl.generation.inputs import ModelInputs
 from qvl.processing.positions import (
     Placement,
+    given_positions,
     multimodal_positions,
     place_media,
     read_grids,
@@ -60,7 +61,8 @@ def build_prompts(
         count = int(real_BL[row].sum())
         positions_3T, delta = _positions(placed[row], media, count, start, config)
         if inputs.position_ids is not None:
-            positions_3T = given_positions(inputs.position_ids, real_BL, row)
+            given_3BL = given_positions(inputs.position_ids, *real_BL.shape)
+            positions_3T = given_3BL[:, row].to("cpu", torch.int64)[:, real_BL[row]]
             delta = int(positions_3T.max()) + 1 - count
         if inputs.rope_deltas is not None:
             delta = int(inputs.rope_deltas.reshape(inputs.batch)[row])
@@ -76,25 +78,6 @@ def build_prompts(
             )
         )
     return prompts
-
-
-def given_positions(position_ids: Tensor, real_BL: Tensor, row: int) -> Tensor:
-    """(3, T) of one row from the caller's (B, L), (3, B, L) or (4, B, L) positions.
-
-    The first of four is what transformers builds its masks from; a packed sequence has no mask.
-    """
-    if position_ids.ndim == 2:
-        position_ids = position_ids.expand(3, *position_ids.shape)
-    if (
-        position_ids.ndim != 3
-        or position_ids.shape[0] not in (3, 4)
-        or position_ids.shape[1:] != real_BL.shape
-    ):
-        raise InputError(
-            f"position_ids has shape {tuple(position_ids.shape)}; expected {tuple(real_BL.shape)} or "
-            f"{(3, *real_BL.shape)}, one value for every cell of the prompt."
-        )
-    return position_ids[-3:, row].to("cpu", torch.int64)[:, real_BL[row]]
 
 
 def _row_ids(inputs: ModelInputs, real_BL: Tensor, row: int) -> Tensor:

@@ -35,7 +35,12 @@ class Request:
 
 
 class Stream:
-    """Feeds a streamer in step with all rows: a token of every row at a time, pad ids where a row is done."""
+    """Feeds a streamer in step with all rows: a token of every row at a time, pad ids where a row is done.
+
+    ``singly``: of a single row too, where a step may bring several.
+    """
+
+    singly = False
 
     def __init__(self, streamer: Any, handed_RL: Tensor, pad_id: int | None) -> None:
         self._streamer = streamer
@@ -61,7 +66,7 @@ class Stream:
         """Hand on every token that no unfinished row still lacks."""
         open_rows = [len(r) for r, finished in zip(self._rows, self._finished, strict=True) if not finished]
         ready = min(open_rows, default=max(map(len, self._rows)))
-        if len(self._rows) == 1 and ready > self._sent:
+        if len(self._rows) == 1 and ready > self._sent and not self.singly:
             new = torch.tensor(self._rows[0][self._sent : ready])
             self._streamer.put(new if len(new) == 1 else new[None])
         else:

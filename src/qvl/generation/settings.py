@@ -23,8 +23,6 @@ DEFAULT_NEW_TOKENS = 20  # as in transformers, when nobody says anything about l
 # Arguments of transformers' generate() that ask for something else than this engine does, with the values
 # that ask for nothing.
 UNSUPPORTED_ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
-    "assistant_model": (),
-    "assistant_tokenizer": (),
     "cache_position": (),
     "custom_generate": (),
     "labels": (),
@@ -218,10 +216,13 @@ def _pad_id(config: GenerationConfig, eos_ids: tuple[int, ...], rows: int, own_c
     return None
 
 
-def sampling_params(settings: Settings, row: int, replaced: Collection[str] = ()) -> SamplingParams:
+def sampling_params(
+    settings: Settings, row: int, replaced: Collection[str] = (), assistant: Mapping[str, Any] | None = None
+) -> SamplingParams:
     """The engine's parameters for output row ``row``.
 
-    ``replaced``: settings that the caller's own processors stand in for.
+    ``replaced``: settings that the caller's own processors stand in for. ``assistant``: those that a draft
+    model reads.
     """
     config = settings.config
     seed = None if config.seed is None else config.seed + row
@@ -231,10 +232,11 @@ def sampling_params(settings: Settings, row: int, replaced: Collection[str] = ()
         min_new_tokens=settings.min_new_tokens,
         eos_token_ids=settings.eos_ids,
         seed=seed,
-        prompt_lookup_num_tokens=config.prompt_lookup_num_tokens or 0,
+        prompt_lookup_num_tokens=config.prompt_lookup_num_tokens,
         max_matching_ngram_size=config.max_matching_ngram_size or 2,
         **truncation,
         **_penalties(config),
+        **(assistant or {}),
     )
     neutral = SamplingParams()
     names = {"forced_eos_token_id": "forced_eos_token_ids"}

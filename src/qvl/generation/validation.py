@@ -16,6 +16,7 @@ from qvl.errors import GenerationError, UnsupportedError
 if TYPE_CHECKING:
     from qvl.generation.config import GenerationConfig
 
+SCHEDULES = ("constant", "heuristic", "heuristic_transient")
 CACHES = (None, "dynamic", "dynamic_full", "static")
 
 # Arguments of generate() that people put into a config by mistake.
@@ -73,14 +74,14 @@ def _rules() -> Iterator[Rule]:
             "max_new_tokens",
             "num_beams",
             "num_return_sequences",
-            "prompt_lookup_num_tokens",
             "max_matching_ngram_size",
+            "num_assistant_tokens",
         ),
         _integer_from(1),
         "an integer of at least 1",
     )
     yield Rule(
-        ("max_length", "min_length", "min_new_tokens", "top_k", *_NGRAMS),
+        ("max_length", "min_length", "min_new_tokens", "top_k", "prompt_lookup_num_tokens", *_NGRAMS),
         _integer_from(0),
         "an integer of at least 0",
     )
@@ -90,7 +91,12 @@ def _rules() -> Iterator[Rule]:
     yield Rule(("max_time", *_REPETITION), lambda v: _real(v) and v > 0, "a number above 0")
     yield Rule(("temperature",), lambda v: _real(v) and v >= 0, "a number of at least 0")
     yield Rule(("length_penalty",), _real, "a number")
-    yield Rule(("top_p", "min_p"), lambda v: _real(v) and 0 <= v <= 1, "a number from 0 to 1")
+    yield Rule(
+        ("top_p", "min_p", "assistant_confidence_threshold"),
+        lambda v: _real(v) and 0 <= v <= 1,
+        "a number from 0 to 1",
+    )
+    yield Rule(("num_assistant_tokens_schedule",), lambda v: v in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
     yield Rule(("typical_p",), lambda v: _real(v) and 0 < v <= 1, "a number above 0 and at most 1")
     yield Rule(
         ("epsilon_cutoff", "eta_cutoff"), lambda v: _real(v) and 0 <= v < 1, "a number from 0 to below 1"
@@ -158,7 +164,6 @@ def unsupported_settings() -> dict[str, tuple[Any, ...]]:
     """Settings of transformers that belong to other methods, and their neutral values beside None."""
     return {
         "assistant_early_exit": (),
-        "assistant_confidence_threshold": (0.4,),
         "assistant_lookbehind": (10,),
         "cache_config": (),
         "compile_config": (),
@@ -171,8 +176,6 @@ def unsupported_settings() -> dict[str, tuple[Any, ...]]:
         "guidance_scale": (1,),
         "is_assistant": (False,),
         "low_memory": (False,),
-        "num_assistant_tokens": (20,),
-        "num_assistant_tokens_schedule": ("constant",),
         "num_beam_groups": (1,),
         "penalty_alpha": (0,),
         "prefill_chunk_size": (),
