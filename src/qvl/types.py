@@ -87,6 +87,10 @@ class SamplingParams:
 
     The fields are those of transformers' ``GenerationConfig``; ``sequence_bias`` holds (token ids, bias)
     pairs and ``exponential_decay_length_penalty`` is (start, factor).
+
+    ``prompt_lookup_num_tokens`` None guesses where that measures faster. The three settings of assistants are
+    read where the engine has a draft model: ``num_assistant_tokens`` None follows what is measured, 0 leaves
+    the draft model out.
     """
 
     max_new_tokens: int = 20
@@ -114,8 +118,11 @@ class SamplingParams:
     renormalize_logits: bool = False
     eos_token_ids: tuple[int, ...] = ()
     seed: int | None = None
-    prompt_lookup_num_tokens: int = 0
+    prompt_lookup_num_tokens: int | None = 0
     max_matching_ngram_size: int = 2
+    num_assistant_tokens: int | None = None
+    num_assistant_tokens_schedule: Literal["constant", "heuristic", "heuristic_transient"] = "constant"
+    assistant_confidence_threshold: float = 0.4
 
     @property
     def greedy(self) -> bool:

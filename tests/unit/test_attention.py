@@ -11,6 +11,12 @@ from qvl.ops.attention import get_backend, packed_attend, recording_backend, sdp
 from qvl.ops.attention.flash import flash_attention
 
 
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch):
+    """The back-ends themselves: test_packed_attention.py has the compiled kernel that "sdpa" prefers."""
+    monkeypatch.setenv("QVL_KERNELS", "off")
+
+
 def tensors(q_lengths, k_lengths, heads, kv_heads, dim=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     sizes = ((sum(q_lengths), heads), (sum(k_lengths), kv_heads), (sum(k_lengths), kv_heads))

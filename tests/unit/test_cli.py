@@ -551,10 +551,11 @@ class TestDocumentation:
 
     def test_every_option(self):
         commands = typer.main.get_command(app).commands
-        assert set(commands) == {"ask", "chat", "info"}
-        for command in commands.values():
+        assert set(commands) == {"ask", "chat", "info", "quantize"}
+        for name, command in commands.items():
             options = {name for option in command.params for name in option.opts if name.startswith("-")}
-            assert {"--debug", "--max-pixels", "--fps"} <= options
+            assert {"--debug", "--max-pixels"} <= options
+            assert ("--fps" in options) == (name != "quantize")
             assert all(f"`{name}`" in self.PAGE for name in options - {"--help"}), options
 
     def test_every_exit_code(self):

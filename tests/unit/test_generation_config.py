@@ -95,7 +95,9 @@ def test_the_file_is_honoured_and_the_call_wins():
     config, _ = merge(released(), None, {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 3})
     assert (config.do_sample, config.repetition_penalty) == (False, 1.0)
     params = sampling_params(decide(config, columns=5, rows=1, limit=None), 0)
-    assert params == SamplingParams(max_new_tokens=3, eos_token_ids=(151645, 151643))
+    assert params == SamplingParams(
+        max_new_tokens=3, eos_token_ids=(151645, 151643), prompt_lookup_num_tokens=None
+    )
 
 
 def test_a_given_config_wins_where_it_says_something_even_a_default():
@@ -125,9 +127,9 @@ def test_unknown_arguments_are_named():
 
 
 def test_arguments_of_other_methods_are_refused():
-    with pytest.raises(UnsupportedError, match="assistant_model"):
-        check_arguments({"assistant_model": object()}, set())
-    check_arguments({"synced_gpus": False, "assistant_model": None}, set())
+    with pytest.raises(UnsupportedError, match="negative_prompt_ids"):
+        check_arguments({"negative_prompt_ids": object()}, set())
+    check_arguments({"synced_gpus": False, "negative_prompt_ids": None}, set())
 
 
 class TestLengths:

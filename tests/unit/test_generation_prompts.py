@@ -70,8 +70,10 @@ def test_given_positions_and_deltas(config):
     assert [
         p.rope_delta for p in prompts_of({**arguments, "rope_deltas": torch.tensor([[4], [5]])}, config)
     ] == [4, 5]
+    one_row = prompts_of({**arguments, "position_ids": positions[:1]}, config)
+    assert one_row[1].positions_3T.tolist() == prompts[1].positions_3T.tolist()
     with pytest.raises(InputError, match="position_ids"):
-        prompts_of({**arguments, "position_ids": positions[:1]}, config)
+        prompts_of({**arguments, "position_ids": positions[:, :4]}, config)
     with pytest.raises(InputError, match="rope_deltas"):
         prompts_of({**arguments, "rope_deltas": torch.tensor([1])}, config)
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from qvl.engine.kv import SequenceKV, cached_attends
+from qvl.engine.attends import cached_attends
+from qvl.engine.kv import SequenceKV
 from qvl.errors import CacheError
 from qvl.ops.attention import get_backend, packed_attend
 
@@ -95,13 +96,13 @@ def test_one_token_appended_is_one_token_written():
         k, v = torch.randn(2, 1, G, D, generator=torch.Generator().manual_seed(i))
         for layer in range(LAYERS):
             expected = written.write(layer, k, v)
-            got = appended.append(layer, k[0], v[0])
+            got = appended.append(layer, k, v)
             assert all(torch.equal(a.transpose(0, 1), b) for a, b in zip(got, expected, strict=True))
         written.advance(1)
         appended.advance(1)
     assert appended.capacity == written.capacity
     with pytest.raises(CacheError, match=r"float32.*float16"):
-        appended.append(0, k[0].half(), v[0].half())
+        appended.append(0, k.half(), v.half())
 
 
 def test_following_another_cache_that_begins_alike():

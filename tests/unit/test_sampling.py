@@ -151,6 +151,9 @@ def test_every_field_does_something():
         "seed",
         "prompt_lookup_num_tokens",
         "max_matching_ngram_size",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
         "eos_token_ids",
     }
     values = {

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from qvl.engine.guessing import Guessing, StepTimes
 from qvl.engine.lookup import PromptLookup
 from qvl.engine.scheduler import Scheduler
 from qvl.engine.sequence import Sequence
@@ -104,7 +105,7 @@ def test_budgets_are_positive(settings):
 
 
 def test_guesses_use_what_is_left():
-    scheduler = Scheduler(max_step_tokens=6, max_sequences=4)
+    scheduler = Scheduler(max_step_tokens=6, max_sequences=4, guess=Guessing(StepTimes()))
     guesser = sequence(0, 4, max_new_tokens=20, prompt_lookup_num_tokens=5)
     guesser.lookup = PromptLookup([7, 7, 7, 7], 2)
     scheduler.add(guesser)

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from qvl.cli.collector import paused
 from qvl.cli.failures import BROKEN_PIPE, FAILED, INTERRUPTED, OK, USAGE, Session, report_error
 from qvl.cli.streams import prepare
 
@@ -20,12 +21,17 @@ __all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "OK", "USAGE", "main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: the process's) and returns its exit code. Prints, never raises."""
+    with paused(until_started=argv is None):
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> int:
     session = Session()
     prepare()
     try:
         from qvl.cli.app import run
 
-        code = run(list(sys.argv[1:] if argv is None else argv), session)
+        code = run(argv, session)
         sys.stdout.flush()
         return code
     except BrokenPipeError:

@@ -11,6 +11,7 @@ import qvl
 import qvl.cli.ask as ask_command
 import qvl.cli.chat as chat_command
 import qvl.cli.info as info_command
+import qvl.cli.quantize as quantize_command
 from qvl.cli.failures import INTERRUPTED, OK, Session
 from qvl.cli.options import DebugOption
 
@@ -34,6 +35,7 @@ app = typer.Typer(name="qvl", add_completion=True, pretty_exceptions_enable=Fals
 app.command("ask", cls=_called_with("[MEDIA]... QUESTION"))(ask_command.ask)
 app.command("chat", cls=_called_with("[MEDIA]..."))(chat_command.chat)
 app.command("info", cls=_called_with("MODEL [MEDIA]..."))(info_command.info)
+app.command("quantize", cls=_called_with("MODEL OUT"))(quantize_command.quantize)
 
 
 def _print_version(wanted: bool) -> None:

@@ -22,6 +22,7 @@ from qvl.cli.options import (
     AttentionOption,
     DebugOption,
     DeviceOption,
+    DraftOption,
     Dtype,
     DtypeOption,
     FpsOption,
@@ -32,6 +33,7 @@ from qvl.cli.options import (
     SeedOption,
     SystemOption,
     TemperatureOption,
+    WeightsOption,
 )
 from qvl.cli.streams import write, write_json
 from qvl.errors import InputError
@@ -54,6 +56,7 @@ JsonOption = Annotated[
 def ask(
     words: Words,
     model: ModelOption = None,
+    draft: DraftOption = None,
     system: SystemOption = None,
     min_pixels: MinPixelsOption = None,
     max_pixels: MaxPixelsOption = None,
@@ -62,6 +65,7 @@ def ask(
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
     dtype: DtypeOption = Dtype.auto,
+    weights: WeightsOption = None,
     device: DeviceOption = None,
     attention: AttentionOption = Attention.sdpa,
     as_json: JsonOption = False,
@@ -82,7 +86,8 @@ def ask(
     check_text("--system", system or "")
     settings = generation_settings(max_new_tokens, temperature, seed)
     media = open_media(sources)
-    loading = Loading(model, dtype.value, device, attention.value, min_pixels, max_pixels)
+    bits = None if weights is None else weights.value
+    loading = Loading(model, dtype.value, device, attention.value, min_pixels, max_pixels, draft, bits)
     loading.announce()
     processor = load_processor(loading)
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system is not None else []

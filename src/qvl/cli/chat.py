@@ -35,6 +35,7 @@ from qvl.cli.options import (
     AttentionOption,
     DebugOption,
     DeviceOption,
+    DraftOption,
     Dtype,
     DtypeOption,
     FpsOption,
@@ -45,6 +46,7 @@ from qvl.cli.options import (
     SeedOption,
     SystemOption,
     TemperatureOption,
+    WeightsOption,
 )
 from qvl.cli.streams import say, write
 from qvl.errors import QvlError
@@ -73,6 +75,7 @@ FirstMedia = Annotated[
 def chat(
     media: FirstMedia = None,
     model: ModelOption = None,
+    draft: DraftOption = None,
     system: SystemOption = None,
     min_pixels: MinPixelsOption = None,
     max_pixels: MaxPixelsOption = None,
@@ -81,6 +84,7 @@ def chat(
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
     dtype: DtypeOption = Dtype.auto,
+    weights: WeightsOption = None,
     device: DeviceOption = None,
     attention: AttentionOption = Attention.sdpa,
     debug: DebugOption = False,
@@ -91,7 +95,8 @@ def chat(
     check_text("--system", system or "")
     settings = generation_settings(max_new_tokens, temperature, seed)
     first = open_media(media or [])
-    loading = Loading(model, dtype.value, device, attention.value, min_pixels, max_pixels)
+    bits = None if weights is None else weights.value
+    loading = Loading(model, dtype.value, device, attention.value, min_pixels, max_pixels, draft, bits)
     loading.announce()
     assistant = load_assistant(loading, load_processor(loading))
     conversation = Conversation(assistant, settings, system=system, fps=fps)

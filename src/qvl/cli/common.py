@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qvl.cli.collector import started
 from qvl.cli.failures import INTERRUPTED
 from qvl.cli.progress import Bar
 from qvl.cli.streams import say
@@ -39,10 +40,13 @@ class Loading:
     attention: str = "sdpa"
     min_pixels: int | None = None
     max_pixels: int | None = None
+    draft: str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
-        if self.model is not None and not self.model.strip():
-            raise InputError("--model is empty; give a folder or hub id, or leave the option out")
+        for option, name in (("--model", self.model), ("--draft", self.draft)):
+            if name is not None and not name.strip():
+                raise InputError(f"{option} is empty; give a folder or hub id, or leave the option out")
 
     @property
     def name(self) -> str:
@@ -62,6 +66,7 @@ class Assistant:
     name: str
     model: Qwen2_5_VLForConditionalGeneration
     processor: Qwen2_5_VLProcessor
+    drafts: Mapping[str, Any] = field(default_factory=dict)  # arguments of ``generate``, with a draft model
 
 
 @dataclass
@@ -134,13 +139,40 @@ def load_assistant(loading: Loading, processor: Qwen2_5_VLProcessor) -> Assistan
     from qvl.hub import ALL_FILES
     from qvl.pipelines.device import pick_device
 
-    model = AutoModelForImageTextToText.from_pretrained(
-        fetch(loading.name, ALL_FILES),
-        dtype=loading.dtype,
-        attn_implementation=loading.attention,
-        device_map=pick_device(loading.device),
-    )
-    return Assistant(loading.name, model, processor)
+    def load(name: str, **options: Any) -> Any:
+        return AutoModelForImageTextToText.from_pretrained(
+            fetch(name, ALL_FILES),
+            dtype=loading.dtype,
+            attn_implementation=loading.attention,
+            device_map=pick_device(loading.device),
+            **options,
+        )
+
+    drafts = {} if loading.draft is None else _drafts(loading.draft, processor)
+    model = load(loading.name, **_quantization(loading.weights))
+    if loading.draft is not None:
+        drafts["assistant_model"] = load(loading.draft)
+    started()
+    return Assistant(loading.name, model, processor, drafts)
+
+
+def _quantization(weights: str | None) -> dict[str, Any]:
+    if weights is None:
+        return {}
+    from qvl.weights.quantization.config import QuantizationConfig
+
+    return {"quantization_config": QuantizationConfig(weights)}
+
+
+def _drafts(name: str, processor: Qwen2_5_VLProcessor) -> dict[str, Any]:
+    """The tokenizers of both models, for ``generate``. One that differs is told before weights are read."""
+    from qvl.auto import AutoTokenizer
+    from qvl.hub import SMALL_FILES
+
+    tokenizer = AutoTokenizer.from_pretrained(fetch(name, SMALL_FILES))
+    if tokenizer.get_vocab() != processor.tokenizer.get_vocab():
+        raise InputError(f"--draft {name} has another tokenizer than the model; give one with the same")
+    return {"assistant_tokenizer": tokenizer, "tokenizer": processor.tokenizer}
 
 
 def check_text(name: str, text: str) -> None:
@@ -205,7 +237,12 @@ def generate(
     with Bar(f"reading {answer.prompt_tokens} tokens") as bar:
         streamer = _streamer(assistant.processor, answer, show, bar)
         answer.output = assistant.model.generate(
-            **inputs, **{**limit, **settings}, streamer=streamer, return_dict_in_generate=True, **more
+            **inputs,
+            **{**limit, **settings},
+            **assistant.drafts,
+            streamer=streamer,
+            return_dict_in_generate=True,
+            **more,
         )
     answer.seconds = time.perf_counter() - streamer.started
     answer.token_ids = answer.output.sequences[0, answer.prompt_tokens :].tolist()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qvl.config import Qwen2_5_VLConfig
+    from qvl.weights.quantization.config import QuantizationConfig
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 CONFIG_FILE = "config.json"
@@ -89,10 +90,53 @@ def describe_model(config: Qwen2_5_VLConfig) -> dict[str, Any]:
             "full_attention_blocks": list(vision.fullatt_block_indexes),
             "positions_per_second": vision.tokens_per_second,
         },
+        "quantization": describe_quantization(config),
         "parameters": parameters,
         "memory_bytes": memory_bytes(parameters),
         "kv_bytes_per_token": {name: int(kv_values * size) for name, size in BYTES.items()},
     }
+
+
+def describe_quantization(config: Qwen2_5_VLConfig) -> dict[str, Any] | None:
+    """How the weights are stored; None: unquantized. ``bytes``: of all weights, where it is known."""
+    values = getattr(config, "quantization_config", None)
+    if values is None:
+        return None
+    from qvl.weights.quantization.config import QuantizationConfig, stored_quantization
+
+    stored = stored_quantization(values)
+    if not isinstance(stored, QuantizationConfig):
+        bits = values.get("bits", values.get("w_bit"))
+        return {"method": stored.quant_method, "bits": bits, "group_size": values.get("group_size")}
+    parts = {"text decoder": True, "vision tower": stored.vision, "head": stored.head}
+    return {
+        "method": stored.quant_method,
+        "bits": int(stored.weights.removeprefix("int")),
+        "group_size": stored.group_size,
+        "parts": [name for name, quantized in parts.items() if quantized],
+        "in_int8": list(stored.modules_in_int8),
+        "as_they_are": list(stored.modules_to_not_convert),
+        "exact": stored.exact,
+        "bytes": _stored_bytes(config, stored),
+    }
+
+
+def _stored_bytes(config: Qwen2_5_VLConfig, stored: QuantizationConfig) -> int:
+    from math import prod
+
+    from qvl.modeling import Qwen2_5_VLForConditionalGeneration
+    from qvl.ops.quantized import packed_shapes
+    from qvl.weights.quantization.install import quantizable
+    from qvl.weights.skeleton import skeleton
+
+    network = skeleton(Qwen2_5_VLForConditionalGeneration, config)
+    total = sum(p.numel() for p in network.parameters()) * BYTES.get(config.dtype_name or "", 2.0)
+    for name, scheme in quantizable(network, stored, ""):
+        layer = network.get_submodule(name)
+        forms = packed_shapes(scheme.bits, scheme.group, (layer.out_features, layer.in_features))
+        total += sum(prod(shape) * dtype.itemsize for shape, dtype in forms.values())
+        total -= layer.weight.numel() * BYTES.get(config.dtype_name or "", 2.0)
+    return int(total)
 
 
 def count_parameters(config: Qwen2_5_VLConfig) -> dict[str, int]:
@@ -201,9 +245,28 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"{vision['window_pixels']} px, {vision['frames_per_step']} frames per step",
         ),
         ("full attention in blocks", ", ".join(map(str, vision["full_attention_blocks"]))),
+        *_quantization_rows(facts["quantization"]),
         ("weights in memory", ", ".join(f"{k} {_size(v)}" for k, v in facts["memory_bytes"].items())),
         ("keys and values", f"{_size(kv)} per token in bfloat16"),
     ]
+
+
+def _quantization_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    what = [f"{found['method']}"]
+    if found["bits"]:
+        what.append(f"int{found['bits']}")
+    if found["group_size"]:
+        what.append(f"groups of {found['group_size']}")
+    if "parts" in found:
+        what.append(" and ".join(found["parts"]))
+        for key, name in (("in_int8", "in int8"), ("as_they_are", "as they are")):
+            if found[key]:
+                what.append(f"{name}: {len(found[key])} named in config.json")
+        what += ["exact products"] if found["exact"] else []
+        what.append(_size(found["bytes"]))
+    return [("quantized weights", ", ".join(what))]
 
 
 def _size(count: float) -> str:

@@ -29,6 +29,13 @@ class Attention(str, Enum):
     flash_attention_2 = "flash_attention_2"
 
 
+class Weights(str, Enum):
+    """Bits that weights can be rounded to."""
+
+    int8 = "int8"
+    int4 = "int4"
+
+
 def _remember_debug(context: typer.Context, wanted: bool) -> bool:
     session = context.find_root().obj
     if wanted and isinstance(session, Session):
@@ -45,7 +52,17 @@ ModelOption = Annotated[
         "--model", "-m", help="Folder or hub id of a checkpoint. Default: the bundled digit reader."
     ),
 ]
+DraftOption = Annotated[
+    str | None,
+    typer.Option("--draft", help="Folder or hub id of a smaller checkpoint that guesses ahead."),
+]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of the weights; auto: as stored.")]
+WeightsOption = Annotated[
+    Weights | None,
+    typer.Option(
+        "--weights", help="Round the decoder's weights to int8 or int4 while loading. Default: as stored."
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda, cuda:1, mps. Default: the first accelerator, or cpu."),

@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qvl.engine.beams import BeamParams, BeamSearch
+from qvl.engine.draft import DraftModel
+from qvl.engine.guessing import Guessing, StepTimes
 from qvl.engine.kv import SequenceKV
-from qvl.engine.lookup import PromptLookup
+from qvl.engine.lookup import MeasuredLookup, PromptLookup
 from qvl.engine.runner import Runner
 from qvl.engine.sampler import Choice, Sampler, choose_together, extend, is_plain
 from qvl.engine.scheduler import Scheduler, Step, Work
@@ -47,12 +50,30 @@ class Engine:
 
     Requests are independent: each has its settings, hooks, random numbers and cache, and a request's result
     does not depend on who shares its steps. Not to be used from two threads at once.
+
+    ``draft``: a smaller network with the same vocabulary that guesses for every request whose
+    ``num_assistant_tokens`` is not 0. ``times``, ``draft_times``: what earlier engines measured of the steps
+    of the two networks.
     """
 
-    def __init__(self, network: CausalLM, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        network: CausalLM,
+        settings: EngineSettings | None = None,
+        *,
+        draft: CausalLM | None = None,
+        times: StepTimes | None = None,
+        draft_times: StepTimes | None = None,
+    ) -> None:
         self.settings = settings or EngineSettings()
         self.runner = Runner(network)
-        self.scheduler = Scheduler(self.settings.max_step_tokens, self.settings.max_sequences)
+        self.times = times or StepTimes()
+        self.draft = None
+        if draft is not None and self.runner.can_guess:
+            limit = self.settings.max_step_tokens
+            self.draft = DraftModel(draft, self.runner, limit, self.times, draft_times or StepTimes())
+        guessing = Guessing(self.times, None if self.draft is None else self.draft.propose)
+        self.scheduler = Scheduler(self.settings.max_step_tokens, self.settings.max_sequences, guessing)
         self._requests: dict[int, Request] = {}
         self._aborted: list[Delta] = []
         self._stepping = False
@@ -76,8 +97,7 @@ class Engine:
         PlaceholderMismatchError or CacheError, and then nothing was queued.
         """
         sequence = self._sequence(prompt, params, kv, hooks, keep_kv, keep=1)
-        if params.prompt_lookup_num_tokens > 0 and self.runner.can_guess:
-            sequence.lookup = PromptLookup(prompt.token_ids, params.max_matching_ngram_size)
+        self._prepare_guesses(sequence, kv)
         return self._queue(sequence)
 
     def add_beams(
@@ -140,7 +160,10 @@ class Engine:
             return deltas
         self._stepping = True
         try:
+            started = perf_counter()
             logits_NV = self.runner.run(step)
+            if not step.chunks:
+                self.times.note(sum(work.count for work in step.decodes), perf_counter() - started)
             return deltas + self._settle(step, logits_NV)
         except BaseException:
             self._drop(step)
@@ -172,6 +195,16 @@ class Engine:
         )
         self.runner.admit(sequence, kv)
         return sequence
+
+    def _prepare_guesses(self, sequence: Sequence, kv: SequenceKV | None) -> None:
+        prompt, params = sequence.prompt, sequence.params
+        if self.draft is not None and params.num_assistant_tokens != 0:
+            self.draft.adopt(sequence, None if kv is None else kv.draft)
+        elif params.prompt_lookup_num_tokens is None:
+            if self.runner.guesses_cannot_show:
+                sequence.lookup = MeasuredLookup(prompt.token_ids)
+        elif params.prompt_lookup_num_tokens > 0 and self.runner.can_guess:
+            sequence.lookup = PromptLookup(prompt.token_ids, params.max_matching_ngram_size)
 
     def _queue(self, request: Request) -> int:
         self.scheduler.add(request)
@@ -231,6 +264,9 @@ class Engine:
             sequence = request
         if not sequence.keep_kv:
             sequence.kv = None
+        elif sequence.draft is not None and self.draft is not None:
+            self.draft.keep(sequence)
+        sequence.draft = None
         sequence.vision.clear()
         return Delta(request.id, token_ids, request.finish_reason, {**extras, "sequence": sequence})
 

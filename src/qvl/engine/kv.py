@@ -1,23 +1,21 @@
-"""The keys and values that one sequence has left behind, and the attention that reads them.
+"""The keys and values that one sequence has left behind.
 
 This file knows tensors and lengths. It does not know which tokens the keys belong to, who shares a step
-with whom, or that a prompt can be cut into chunks: it writes at the end and shows everything so far.
+with whom, or that a prompt can be cut into chunks: it writes at the end and shows everything so far. Who reads
+them is in `qvl.engine.attends`.
 
-Legend: T new tokens, N sequences with one new token each, S all keys (cached and new), D head width, H query
-heads, G key/value heads. Storage is head-major, (G, capacity, D) for each layer, so that attention walks
-contiguous keys.
+Legend: T new tokens, S all keys (cached and new), D head width, G key/value heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from qvl.engine.kvbuffer import Buffer
 from qvl.errors import CacheError
-from qvl.ops.attention import Attend, Backend
-from qvl.ops.attention.sdpa import sdpa_attention, single_query_attention
 
 SMALLEST_CAPACITY = 64  # tokens; below this, growing costs more calls than it saves bytes
 
@@ -28,7 +26,12 @@ class SequenceKV:
     ``capacity`` tokens are allocated at once; ``max_capacity`` is a wall that raises `CacheError`. A layer
     whose keys arrive on another device or in another dtype (a model spread over devices, autocast) moves
     its still empty buffer there.
+
+    ``stored``: the dtype that keys are kept in, float32, bfloat16 or int8 (each 32 values with a scale of their
+    own, 8.5 bits a value); None keeps them as the model writes them.
     """
+
+    draft: Any = None  # what a draft model keeps of the same tokens; see `qvl.engine.draft`
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class SequenceKV:
         device: torch.device | str,
         capacity: int = 0,
         max_capacity: int | None = None,
+        stored: torch.dtype | None = None,
     ) -> None:
         if max_capacity is not None and capacity > max_capacity:
             raise CacheError(
@@ -48,9 +52,14 @@ class SequenceKV:
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.max_capacity = max_capacity
+        self.stored = stored
         self.length = 0
-        self._keys = [_buffer(num_kv_heads, capacity, head_dim, dtype, device) for _ in range(num_layers)]
-        self._values = [_buffer(num_kv_heads, capacity, head_dim, dtype, device) for _ in range(num_layers)]
+        self._dtype = dtype  # of the keys that come and go
+        shape = (num_kv_heads, capacity, head_dim, stored or dtype, device)
+        self._keys = [Buffer.empty(*shape) for _ in range(num_layers)]
+        self._values = [Buffer.empty(*shape) for _ in range(num_layers)]
+        self._table: Tensor | None = None  # see make_room
+        self._table_room = 0
 
     @property
     def num_layers(self) -> int:
@@ -59,42 +68,60 @@ class SequenceKV:
     @property
     def capacity(self) -> int:
         """Tokens that fit before the first layer has to grow."""
-        return min((k.shape[1] for k in self._keys), default=0)
+        return min((k.capacity for k in self._keys), default=0)
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated, used or not."""
-        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
+        return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
+
+    @property
+    def kept(self) -> torch.dtype | None:
+        """The dtype of all buffers, if they are plain memory of the processor's own."""
+        first = self._keys[0].cells
+        return first.dtype if all(k.cells.is_cpu for k in self._keys) else None
 
     def write(self, layer: int, k_TGD: Tensor, v_TGD: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new keys behind the ``length`` known ones; views ``(k_SGD, v_SGD)`` of all come back.
+        """Put new keys behind the ``length`` known ones; ``(k_SGD, v_SGD)`` of all come back, as views if possible.
 
         ``length`` itself moves only with `advance`, once every layer has written.
         """
-        count = k_TGD.shape[0]
-        end = self.length + count
+        k_GSD, v_GSD = self.append(layer, k_TGD, v_TGD)
+        return k_GSD.transpose(0, 1), v_GSD.transpose(0, 1)
+
+    def append(self, layer: int, k_TGD: Tensor, v_TGD: Tensor) -> tuple[Tensor, Tensor]:
+        """`write` whose keys and values come back head-major, (G, S, D)."""
+        end = self.length + k_TGD.shape[0]
         self.check(k_TGD)
         self._reserve(layer, end, k_TGD)
-        # As (S, G, D) views of head-major memory. A buffer is never part of a graph.
-        keys, values = self._keys[layer].transpose(0, 1), self._values[layer].transpose(0, 1)
-        keys.narrow(0, self.length, count).copy_(k_TGD.detach())
-        values.narrow(0, self.length, count).copy_(v_TGD.detach())
-        return keys.narrow(0, 0, end), values.narrow(0, 0, end)
-
-    def append(self, layer: int, k_GD: Tensor, v_GD: Tensor) -> tuple[Tensor, Tensor]:
-        """`write` for one token; the views of all keys and values come back head-major, (G, S, D)."""
-        at, keys = self.length, self._keys[layer]
-        if at >= keys.shape[1] or keys.dtype != k_GD.dtype or keys.device != k_GD.device:
-            self._reserve(layer, at + 1, k_GD)
+        self._dtype = k_TGD.dtype
         keys, values = self._keys[layer], self._values[layer]
-        keys.select(1, at).copy_(k_GD)
-        values.select(1, at).copy_(v_GD)
-        return keys.narrow(1, 0, at + 1), values.narrow(1, 0, at + 1)
+        keys.write(self.length, k_TGD)
+        values.write(self.length, v_TGD)
+        return keys.read(end, k_TGD.dtype), values.read(end, v_TGD.dtype)
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Views ``(k_SGD, v_SGD)`` of the first ``length`` tokens."""
-        end = self.length
-        return self._keys[layer][:, :end].transpose(0, 1), self._values[layer][:, :end].transpose(0, 1)
+        """``(k_SGD, v_SGD)`` of the first ``length`` tokens, views where they are stored as the model writes them."""
+        k_GSD, v_GSD = (b[layer].read(self.length, self._dtype) for b in (self._keys, self._values))
+        return k_GSD.transpose(0, 1), v_GSD.transpose(0, 1)
+
+    def make_room(self, count: int, like: Tensor) -> Tensor:
+        """Room for ``count`` tokens in all layers; int64 (layers, 5): where a kernel finds each.
+
+        Addresses of keys, values, key scales and value scales, and the elements from one head to the next. They
+        hold until a buffer grows, so this is asked before every step, and made anew only then.
+        """
+        needed = self.length + count
+        if self._table is None or needed > self._table_room or like.dtype != self._dtype:
+            for layer in range(self.num_layers):
+                self._reserve(layer, needed, like)
+            self._dtype = like.dtype
+            self._table = torch.tensor([
+                [k.addresses[0], v.addresses[0], k.addresses[1], v.addresses[1], k.cells.stride(0)]
+                for k, v in zip(self._keys, self._values, strict=True)
+            ])
+            self._table_room = self.capacity
+        return self._table
 
     def advance(self, count: int) -> None:
         """Count the ``count`` tokens that every layer has just written."""
@@ -116,17 +143,20 @@ class SequenceKV:
         twin = object.__new__(SequenceKV)
         twin.num_kv_heads, twin.head_dim = self.num_kv_heads, self.head_dim
         twin.max_capacity, twin.length = self.max_capacity, self.length
-        twin._keys = [_resized(t, t.shape[1], self.length, t) for t in self._keys]
-        twin._values = [_resized(t, t.shape[1], self.length, t) for t in self._values]
+        twin.stored, twin._dtype, twin._table = self.stored, self._dtype, None
+        twin._keys, twin._values = (
+            [b.resized(b.capacity, self.length, b.cells.dtype, b.cells.device) for b in buffers]
+            for buffers in (self._keys, self._values)
+        )
         return twin
 
     def follow(self, other: SequenceKV, same: int) -> None:
         """Hold what ``other`` holds from now on. The first ``same`` tokens are equal already and stay."""
-        self.length = same
-        for layer, source in enumerate(zip(other._keys, other._values, strict=True)):
-            self._reserve(layer, other.length, source[0])
-            for mine, theirs in zip((self._keys[layer], self._values[layer]), source, strict=True):
-                mine[:, same : other.length] = theirs[:, same : other.length]
+        self.length, self._dtype = same, other._dtype
+        for layer, (keys, values) in enumerate(zip(other._keys, other._values, strict=True)):
+            self._reserve(layer, other.length, keys.cells)
+            self._keys[layer].copy_tokens(keys, same, other.length)
+            self._values[layer].copy_tokens(values, same, other.length)
         self.length = other.length
 
     def check(self, k_TGD: Tensor) -> None:
@@ -144,103 +174,19 @@ class SequenceKV:
                 f"This cache holds at most {self.max_capacity} tokens and {needed} are needed; "
                 "make it larger or generate fewer tokens."
             )
-        keys = self._keys[layer]
-        size = keys.shape[1]
-        same = keys.dtype == like.dtype and keys.device == like.device
+        buffer, dtype = self._keys[layer], self.stored or like.dtype
+        size, cells = buffer.capacity, buffer.cells
+        same = cells.dtype == dtype and cells.device == like.device
         if size >= needed and same:
             return
         if self.length and not same:
             raise CacheError(
-                f"This cache holds {keys.dtype} keys on {keys.device}, but the model now writes {like.dtype} "
+                f"This cache holds {cells.dtype} keys on {cells.device}, but the model now writes {like.dtype} "
                 f"on {like.device}; use one dtype and one placement from start to end."
             )
         if size < needed:
             size = max(needed, 2 * size, SMALLEST_CAPACITY)
         size = size if self.max_capacity is None else min(size, self.max_capacity)
-        self._keys[layer] = _resized(keys, size, self.length, like)
-        self._values[layer] = _resized(self._values[layer], size, self.length, like)
-
-
-def _buffer(heads: int, capacity: int, width: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    # Not an inference tensor even when generate() makes it: forward() may later write to it outside.
-    with torch.inference_mode(False):
-        return torch.empty(heads, capacity, width, dtype=dtype, device=device)
-
-
-def _resized(buffer: Tensor, capacity: int, used: int, like: Tensor) -> Tensor:
-    fresh = _buffer(buffer.shape[0], capacity, buffer.shape[2], like.dtype, like.device)
-    fresh[:, :used].copy_(buffer[:, :used])
-    return fresh
-
-
-def cached_attends(
-    backend: Backend,
-    kvs: Sequence[SequenceKV],
-    lengths: Sequence[int],
-    windows: Sequence[int | None],
-) -> list[Attend]:
-    """One attend for each layer of a packed step: sequence i brings ``lengths[i]`` new tokens to ``kvs[i]``.
-
-    ``backend`` is a function of `qvl.ops.attention`; ``windows`` has one entry per layer (None: full). Each
-    attend writes the new keys and attends causally to all keys of its own sequence. The caller advances
-    the caches when the step is over. A sequence's keys are read where they lie, never gathered with others.
-    """
-    return [_layer_attend(backend, kvs, lengths, layer, window) for layer, window in enumerate(windows)]
-
-
-def _layer_attend(
-    backend: Backend,
-    kvs: Sequence[SequenceKV],
-    lengths: Sequence[int],
-    layer: int,
-    window: int | None,
-) -> Attend:
-    def one(kv: SequenceKV, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        k_SGD, v_SGD = _written(kv, layer, q_THD, k_TGD, v_TGD)
-        sizes = ((q_THD.shape[0],), (k_SGD.shape[0],))
-        return backend(q_THD, k_SGD, v_SGD, *sizes, causal=True, window=window)
-
-    decoding = backend is sdpa_attention and all(length == 1 for length in lengths)
-
-    def attend(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        if decoding and not _traced(q_THD, k_TGD, v_TGD):
-            return _decoded(kvs, layer, window, q_THD, k_TGD, v_TGD)
-        if len(kvs) == 1:
-            return one(kvs[0], q_THD, k_TGD, v_TGD)
-        parts = zip(kvs, *(t.split(list(lengths)) for t in (q_THD, k_TGD, v_TGD)), strict=True)
-        return torch.cat([one(*part) for part in parts])
-
-    return attend
-
-
-def _decoded(
-    kvs: Sequence[SequenceKV], layer: int, window: int | None, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor
-) -> Tensor:
-    """Attention of a step in which every sequence brings one token."""
-    for kv in kvs:
-        kv.check(k_NGD)
-    pairs = [kv.append(layer, k, v) for kv, k, v in zip(kvs, k_NGD.unbind(0), v_NGD.unbind(0), strict=True)]
-    keys, values = zip(*pairs, strict=True)
-    return single_query_attention(q_NHD, keys, values, window)
-
-
-def _traced(*tensors: Tensor) -> bool:
-    """Whether an autograd graph is being built."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
-def _written(
-    kv: SequenceKV, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor
-) -> tuple[Tensor, Tensor]:
-    """All keys and values of the sequence, attached to the autograd graph where one is being built.
-
-    A buffer cannot be part of a graph (the next step writes into it), so with gradients the fresh keys are
-    joined to a copy of the past.
-    """
-    if not _traced(q_THD, k_TGD, v_TGD):
-        return kv.write(layer, k_TGD, v_TGD)
-    k_past, v_past = (t.clone() for t in kv.read(layer))
-    kv.write(layer, k_TGD, v_TGD)
-    if not kv.length:
-        return k_TGD, v_TGD
-    return torch.cat([k_past, k_TGD]), torch.cat([v_past, v_TGD])
+        for buffers in (self._keys, self._values):
+            buffers[layer] = buffers[layer].resized(size, self.length, dtype, like.device)
+        self._table = None

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qvl.engine.kv import SequenceKV, cached_attends
+from qvl.engine.attends import cached_attends
+from qvl.engine.kv import SequenceKV
 from qvl.engine.scheduler import Step
 from qvl.engine.sequence import Sequence
 from qvl.engine.vision import check_media, encode_media, forget_media, vision_rows
@@ -54,6 +55,15 @@ class Runner:
         Not where the rotary frequencies follow the length: each token then has its own.
         """
         return not self.decoder.rotary.follows_length
+
+    @property
+    def guesses_cannot_show(self) -> bool:
+        """Whether rows come out the same, but for float32's last bits, however many share a pass.
+
+        In half precision they differ so much that a near-tie falls another way every few hundred tokens.
+        """
+        exact = torch.get_float32_matmul_precision() == "highest"
+        return self.can_guess and exact and self.decoder.embed_tokens.weight.dtype == torch.float32
 
     def admit(self, sequence: Sequence, kv: SequenceKV | None) -> None:
         """Check a new sequence against the network and give it a cache: ``kv``, or a new one.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qvl.engine.sequence import Sequence
-from qvl.ops.sampling import Strategy, draw, draw_rows, strategies
+from qvl.ops.sampling import Strategy, check_draw, draw, draw_rows, strategies
 from qvl.types import SamplingParams
 
 
@@ -96,8 +96,26 @@ class Sampler:
         """Truncation, of many rows at once: unlike penalties it does not look at the ids."""
         return self._apply(self.strategies.after, scores_NV)
 
-    def choose(self, scores_1V: Tensor) -> int:
-        return int(scores_1V.argmax()) if self.greedy else draw(scores_1V, self.generator)
+    def choose(self, scores_1V: Tensor, drafted: int = 0, probs_1V: Tensor | None = None) -> int:
+        """A token from the distribution of the scores: ``drafted``, drawn from ``probs_1V``, where it can
+        stay."""
+        if self.greedy:
+            return int(scores_1V.argmax())
+        if probs_1V is None:
+            return draw(scores_1V, self.generator)
+        return check_draw(scores_1V, drafted, probs_1V, self.generator)
+
+    def guess(self, logits_1V: Tensor) -> tuple[int, Tensor]:
+        """A draft from a draft model's logits, and the probabilities (1, V) that it was taken from.
+
+        Penalties and truncation act as on the real token, which makes drafts that hold; the caller's hook is
+        left alone, because it may keep count of what it sees. The draft counts as a token until the caller
+        takes it back.
+        """
+        scores_1V = self.truncated(self._apply(self.strategies.before, logits_1V))
+        token = int(scores_1V.argmax()) if self.greedy else draw(scores_1V, self.generator)
+        self.append(token)
+        return token, scores_1V.softmax(dim=-1)
 
     def append(self, token: int) -> None:
         """Let the strategies know of a new token."""
@@ -162,12 +180,15 @@ def extend(
 ) -> list[int]:
     """Draw new tokens from the rows, one after the other, while the guesses hold and the sequence goes on.
 
+    A guess that nobody drew (looked up, or a likeliest token) is compared with what the row draws: that is
+    speculative sampling's rule for a certain guess, with the random numbers of one step per token.
+
     logits_NV: float32, 1 + number of draft tokens rows. likeliest: the argmax of each row for a plain
     sequence, None for others. choice: what was drawn already from a single row. The tokens are appended to
     the sequence and returned.
     """
-    drafts = sequence.draft_ids
-    sequence.draft_ids = ()
+    drafts, probs = sequence.draft_ids, sequence.draft_probs
+    sequence.draft_ids, sequence.draft_probs = (), ()
     new: list[int] = []
     for i in range(len(logits_NV)):
         logits_1V = logits_NV[i : i + 1]
@@ -175,10 +196,13 @@ def extend(
             choice = Choice(likeliest[i], logits_1V)
         elif choice is None or i:
             scores_1V = sequence.sampler.scores(sequence, logits_1V)
-            choice = Choice(sequence.sampler.choose(scores_1V), scores_1V)
+            drawn = (drafts[i], probs[i]) if i < len(probs) else ()
+            choice = Choice(sequence.sampler.choose(scores_1V, *drawn), scores_1V)
         new.append(_extend_by_one(sequence, logits_1V, choice))
         if sequence.status == "finished" or i == len(drafts) or drafts[i] != new[-1]:
             break
+    sequence.guessed += len(drafts)
+    sequence.accepted += sum(a == b for a, b in zip(drafts, new, strict=False))
     return new
 
 

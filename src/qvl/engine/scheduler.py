@@ -7,6 +7,8 @@ sequences that must run in one step together, and ``width``, the most lanes it w
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,6 +66,8 @@ class Scheduler:
 
     max_step_tokens: int
     max_sequences: int
+    # Gets the lanes that decode and the tokens that are left for guesses, and sets their ``draft_ids``.
+    guess: Callable[[SequenceOf[Sequence], int], None] | None = None
     waiting: deque[Request] = field(default_factory=deque)
     running: list[Request] = field(default_factory=list)
 
@@ -102,9 +106,8 @@ class Scheduler:
         decoding = [lane for request in self.running for lane in request.lanes if not lane.prefilling]
         budget = self.max_step_tokens - len(decoding)
         chunks, budget = self._chunks(budget)
-        for lane in decoding:  # guesses use what nobody else needs
-            lane.propose(budget)
-            budget -= len(lane.draft_ids)
+        if self.guess is not None and decoding:  # guesses use what nobody else needs
+            self.guess(decoding, budget)
         decodes = [Work(lane, lane.num_computed, 1 + len(lane.draft_ids)) for lane in decoding]
         return Step(tuple(decodes), tuple(chunks))
 

@@ -59,6 +59,10 @@ class Sequence:
     finish_reason: FinishReason | None = None
     draft_ids: tuple[int, ...] = ()
     lookup: PromptLookup | None = None
+    draft: Any = None  # what a draft model keeps of this sequence
+    draft_probs: tuple[Any, ...] = ()  # what each draft was drawn from; () where the guesser does not draw
+    guessed: int = 0  # drafts checked so far, and how many of them were right
+    accepted: int = 0
     group: Any = None  # the beam search that this sequence is a beam of
     kv: Any = None
     sampler: Any = None
@@ -100,11 +104,11 @@ class Sequence:
         return list(self.prompt.token_ids[start : start + count])
 
     def propose(self, limit: int) -> None:
-        """Guess at most ``limit`` tokens ahead, where lookup is on; the last token is never guessed at."""
-        self.draft_ids = ()
+        """Look up at most ``limit`` tokens to come; the last one that may come is never guessed at."""
+        self.draft_ids, self.draft_probs = (), ()
         if self.lookup is not None:
-            wanted = min(self.params.prompt_lookup_num_tokens, self.room - 1, limit)
-            self.draft_ids = self.lookup.draft(wanted)
+            most = self.params.prompt_lookup_num_tokens
+            self.draft_ids = self.lookup.draft(min(limit if most is None else most, self.room - 1, limit))
 
     def append(self, token: int) -> None:
         """Take one new token and see whether an end-of-sequence id or the length ends here."""

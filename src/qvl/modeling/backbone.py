@@ -17,7 +17,7 @@ from qvl.errors import InputError, PlaceholderMismatchError
 from qvl.modeling.base import PreTrainedModel
 from qvl.modeling.cache import Cache
 from qvl.modeling.call import ForwardCall, embedded, wants_dict
-from qvl.modeling.inputs import VisionArguments, given_positions, packed_positions, text_positions
+from qvl.modeling.inputs import VisionArguments, caller_positions, packed_positions, text_positions
 from qvl.modeling.packing import Packing, read_mask
 from qvl.modeling.run import PackedRun, run_decoder
 from qvl.modeling.text import Qwen2_5_VLTextModel
@@ -114,7 +114,7 @@ class Qwen2_5_VLModel(PreTrainedModel, VisionLanguageModel):
         starts = call.starts(rope_deltas)
         ids_T, x_TD = self._packed_embeddings(asked, packing)
         if position_ids is not None:
-            positions_3T = given_positions(position_ids, packing)
+            positions_3T = caller_positions(position_ids, packing)
         else:
             positions_3T = packed_positions(packing.split(ids_T.cpu()), vision, self.config, starts)
         x_TD = self._place_features(ids_T, x_TD, vision)

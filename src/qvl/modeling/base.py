@@ -15,7 +15,7 @@ from torch import nn
 
 from qvl import hub
 from qvl.config import PretrainedConfig, Qwen2_5_VLConfig
-from qvl.errors import InputError, InputTypeError
+from qvl.errors import InputError, InputTypeError, UnsupportedError
 from qvl.modeling.memory import resized_embedding, stored_bytes
 from qvl.network.layers import initialise
 from qvl.network.text import TextDecoder
@@ -23,6 +23,7 @@ from qvl.network.vision import VisionTower
 from qvl.ops.attention import get_backend
 from qvl.weights.checkpoint import refuse_other_formats, save_checkpoint
 from qvl.weights.load import LoadingOptions, load_model
+from qvl.weights.quantization.linear import QuantizedLinear
 
 
 class PreTrainedModel(nn.Module):
@@ -99,9 +100,9 @@ class PreTrainedModel(nn.Module):
 
         ``dtype``: "auto" (the default: what the file has), a torch.dtype or its name. ``device_map``: "auto",
         a device, or a dict of module names to devices. ``attn_implementation``: "sdpa", "eager" or
-        "flash_attention_2". ``quantization_config``: a `TorchAoConfig`. ``revision``, ``cache_dir``,
-        ``local_files_only``, ``token``, ``subfolder`` find the files. Any other keyword that is a config
-        attribute changes the config.
+        "flash_attention_2". ``quantization_config``: a `QuantizationConfig` or `TorchAoConfig`; checkpoints
+        that are quantized need none. ``revision``, ``cache_dir``, ``local_files_only``, ``token``,
+        ``subfolder`` find the files. Any other keyword that is a config attribute changes the config.
 
         Raises CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError (with the tensors'
         names) and ConfigError (a checkpoint of another model type).
@@ -171,11 +172,12 @@ class PreTrainedModel(nn.Module):
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Parameters, tied ones counted once."""
         embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
+        packed = (m for m in self.modules() if isinstance(m, QuantizedLinear))
         return sum(
             p.numel()
             for p in self.parameters()
             if (p.requires_grad or not only_trainable) and not (exclude_embeddings and id(p) in embeddings)
-        )
+        ) + sum(m.in_features * m.out_features for m in packed if not only_trainable)
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of parameters and (unless told otherwise) buffers."""
@@ -271,6 +273,8 @@ class PreTrainedModel(nn.Module):
             return old
         std = None if mean_resizing else self.config.initializer_range
         head = self.get_output_embeddings()
+        if isinstance(head, QuantizedLinear):
+            raise UnsupportedError("a quantized head gets no new rows; resize before quantizing")
         tied = head is not None and head.weight is old.weight
         self._decoder().embed_tokens.weight = resized_embedding(old.weight, rows, std)
         self._decoder().embed_tokens.num_embeddings = rows

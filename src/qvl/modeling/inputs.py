@@ -16,6 +16,7 @@ from qvl.errors import InputError, InputTypeError
 from qvl.modeling.packing import Packing
 from qvl.processing.positions import (
     Placement,
+    given_positions,
     multimodal_positions,
     place_media,
     read_grids,
@@ -108,28 +109,10 @@ def _place(
     )
 
 
-def given_positions(position_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """(3, T) from the caller's ``position_ids``.
-
-    Shapes read: (B, L), the same on the three axes; (3, B, L); (4, B, L), whose first entry transformers
-    uses for its masks and which is not needed here.
-    """
-    if position_ids.ndim == 2:
-        position_ids = position_ids.expand(3, *position_ids.shape)
-    if position_ids.ndim != 3 or position_ids.shape[0] not in (3, 4):
-        raise InputError(
-            f"position_ids has shape {tuple(position_ids.shape)}; "
-            "expected (batch, length) or (3, batch, length)"
-        )
-    position_ids = position_ids[-3:]
-    if position_ids.shape[1] == 1 and packing.batch > 1:
-        position_ids = position_ids.expand(3, packing.batch, -1)
-    if position_ids.shape[1:] != (packing.batch, packing.columns):
-        raise InputError(
-            f"position_ids covers {tuple(position_ids.shape[1:])} cells but the call has "
-            f"{(packing.batch, packing.columns)}"
-        )
-    return packing.pack(position_ids.permute(1, 2, 0)).T
+def caller_positions(position_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """(3, T) from the caller's ``position_ids``; see `given_positions`."""
+    given_3BL = given_positions(position_ids, packing.batch, packing.columns)
+    return packing.pack(given_3BL.permute(1, 2, 0)).T
 
 
 def packed_sequences(

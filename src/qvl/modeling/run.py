@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from qvl.engine.kv import cached_attends
+from qvl.engine.attends import cached_attends
 from qvl.errors import UnsupportedError
 from qvl.modeling.cache import Cache
 from qvl.modeling.call import OpenCall

@@ -14,7 +14,7 @@ from qvl.errors import InputError
 from qvl.modeling.base import PreTrainedModel
 from qvl.modeling.cache import Cache
 from qvl.modeling.call import ForwardCall, embedded, wants_dict
-from qvl.modeling.inputs import given_positions, text_positions
+from qvl.modeling.inputs import caller_positions, text_positions
 from qvl.modeling.run import run_decoder
 from qvl.network.text import TextDecoder
 from qvl.outputs import BaseModelOutputWithPast
@@ -69,7 +69,7 @@ class Qwen2_5_VLTextModel(PreTrainedModel, TextDecoder):
             assert input_ids is not None
             x_TD = embedded(self, call.packing.pack(input_ids))
         if position_ids is not None:
-            positions_3T = given_positions(position_ids, call.packing)
+            positions_3T = caller_positions(position_ids, call.packing)
         else:
             positions_3T = text_positions(call.packing.lengths, call.starts())
         attentions, states = asked.wants(self.config)

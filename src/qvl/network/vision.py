@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qvl.errors import InputError
 from qvl.network.geometry import Layout, as_grids, layout
 from qvl.network.layers import RMSNorm, SwiGLU, initialise, run_block
-from qvl.ops.attention import Attend, get_backend, packed_attend
+from qvl.ops.attention import Attend, Backend, get_backend, packed_attend
 from qvl.ops.linear import Linear, linear
 from qvl.ops.rope import apply_rotary, vision_rotary
 from qvl.types import Grid
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from qvl.config import Qwen2_5_VLVisionConfig
 
 EPS = 1e-6  # of every norm in the tower; the config has no say
+
+# Windows go through a block in parts of about so many patches, on a CPU and where nothing is trained: what lies
+# between the layers (three times as wide as a patch) is then small enough for memory to be used again. Fresh memory
+# costs a page fault every 4 kB, and for a large picture it would be most of the memory needed.
+PART_ROWS = 1024
+
+Part = tuple[int, Attend]
+"""Patches that lie side by side and do not attend to others: how many, and their attention."""
 
 
 class VisionTower(nn.Module):
@@ -73,20 +81,20 @@ class VisionTower(nn.Module):
         device = patches_PC.device
         x_PD = self._regroup(self.patch_embed(patches_PC), plan.order_N.to(device))
         cos_PF, sin_PF = vision_rotary(plan.rows_P.to(device), plan.columns_P.to(device), self.head_dim)
-        attends = self._attends(plan)
         recompute = self.gradient_checkpointing and self.training
-        for block, attend in zip(self.blocks, attends, strict=True):
-            x_PD = run_block(block, x_PD, cos_PF, sin_PF, attend, recompute=recompute)
+        for block, parts in zip(self.blocks, self._parts(plan, device), strict=True):
+            x_PD = run_block(block, x_PD, cos_PF, sin_PF, parts, recompute=recompute)
         return self.merger(x_PD)[plan.inverse_N.to(device)]
 
-    def _attends(self, plan: Layout) -> list[Attend]:
-        """One per block: inside windows, or inside whole frames where the config says so."""
+    def _parts(self, plan: Layout, device: torch.device) -> list[list[Part]]:
+        """Of each block: parts of windows, or everything at once where frames are attended to as a whole."""
         backend = get_backend(self.attention_backend)
-        windows = packed_attend(backend, plan.window_lengths, causal=False)
-        frames = packed_attend(backend, plan.frame_lengths, causal=False)
-        return [
-            frames if i in self.config.fullatt_block_indexes else windows for i in range(len(self.blocks))
-        ]
+        frames = [_part(backend, plan.frame_lengths)]
+        in_parts = device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        groups = _grouped(plan.window_lengths, PART_ROWS) if in_parts else [plan.window_lengths]
+        windows = [_part(backend, lengths) for lengths in groups]
+        full = self.config.fullatt_block_indexes
+        return [frames if i in full else windows for i in range(len(self.blocks))]
 
     def _regroup(self, x_PD: Tensor, order_N: Tensor) -> Tensor:
         """Patches in another order of their merged tokens."""
@@ -122,9 +130,33 @@ class VisionBlock(nn.Module):
         self.attn = VisionAttention(config)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, config.hidden_act, bias=True)
 
-    def forward(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, parts: Sequence[Part]) -> Tensor:
+        """``parts``: cover the patches in order; each is taken through the whole block by itself."""
+        rows = [count for count, _ in parts]
+        pieces = zip(x_PD.split(rows), cos_PF.split(rows), sin_PF.split(rows), parts, strict=True)
+        done = [self._part(x, cos, sin, attend) for x, cos, sin, (_, attend) in pieces]
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def _part(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, attend: Attend) -> Tensor:
         x_PD = x_PD + self.attn(self.norm1(x_PD), cos_PF, sin_PF, attend)
         return x_PD + self.mlp(self.norm2(x_PD))
+
+
+def _part(backend: Backend, lengths: Sequence[int]) -> Part:
+    return sum(lengths), packed_attend(backend, lengths, causal=False)
+
+
+def _grouped(lengths: Sequence[int], rows: int) -> list[list[int]]:
+    """Neighbours together until they are ``rows`` or more."""
+    groups: list[list[int]] = [[]]
+    total = 0
+    for length in lengths:
+        if total >= rows:
+            groups.append([])
+            total = 0
+        groups[-1].append(length)
+        total += length
+    return groups
 
 
 class VisionAttention(nn.Module):
@@ -135,9 +167,11 @@ class VisionAttention(nn.Module):
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, attend: Attend) -> Tensor:
-        q_PHE, k_PHE, v_PHE = self.qkv(x_PD).unflatten(-1, (3, -1, self.head_dim)).unbind(1)
-        # cos and sin are float32, so half precision is widened for the turn and narrowed after it.
-        q_PHE, k_PHE = (apply_rotary(x.float(), cos_PF, sin_PF).to(x.dtype) for x in (q_PHE, k_PHE))
+        qkv_PHE = self.qkv(x_PD).unflatten(-1, (-1, self.head_dim))
+        heads = qkv_PHE.shape[1] // 3
+        # Queries and keys turn together. cos and sin are float32: half precision is widened for the turn.
+        q_PHE, k_PHE = apply_rotary(qkv_PHE[:, : 2 * heads], cos_PF, sin_PF).split(heads, dim=1)
+        v_PHE = qkv_PHE[:, 2 * heads :]
         return self.proj(attend(q_PHE, k_PHE, v_PHE).flatten(1))
 
 

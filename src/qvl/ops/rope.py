@@ -15,15 +15,32 @@ from torch import Tensor
 
 from qvl.errors import ConfigError, InputError
 from qvl.ops.frequencies import RopeSettings, attention_factor, inverse_frequencies
+from qvl.ops.kernels import elementwise, kernels
+from qvl.ops.kernels.plain import plain
 
 
 def apply_rotary(x_THD: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
-    """Turn each pair (f, f + D/2) of the head dim by its angle, in the promoted dtype of the arguments."""
+    """Turn each pair (f, f + D/2) of the head dim by its angle: (T, H, D) in the dtype of x.
+
+    Float32 angles widen half precision for the turn; it is narrowed after it.
+    """
+    offered = kernels()
+    if offered is not None and plain(x_THD, cos_TF, sin_TF) and _fit(x_THD, cos_TF, sin_TF):
+        x_THD = x_THD if x_THD.stride(2) == 1 else x_THD.contiguous()
+        return elementwise.rotary(offered, x_THD, cos_TF.contiguous(), sin_TF.contiguous())
     cos_T1F, sin_T1F = cos_TF[:, None], sin_TF[:, None]
     first_THF, second_THF = x_THD.chunk(2, dim=-1)
-    return torch.cat(
+    turned_THD = torch.cat(
         (first_THF * cos_T1F - second_THF * sin_T1F, second_THF * cos_T1F + first_THF * sin_T1F), dim=-1
     )
+    return turned_THD.to(x_THD.dtype)
+
+
+def _fit(x_THD: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> bool:
+    """Whether the kernel knows the dtypes, and each token has an angle for each pair."""
+    (T, _, D), dtype = x_THD.shape, cos_TF.dtype
+    same = cos_TF.shape == sin_TF.shape == (T, D // 2) and D % 2 == 0
+    return same and dtype == sin_TF.dtype and dtype in (x_THD.dtype, torch.float32)
 
 
 class Rotary:

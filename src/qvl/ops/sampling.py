@@ -202,6 +202,23 @@ def draw_rows(scores_NV: Tensor, generators: Sequence[torch.Generator | None]) -
     return [int(token) for token in drawn]
 
 
+def check_draw(scores_1V: Tensor, drafted: int, probs_1V: Tensor, generator: torch.Generator | None) -> int:
+    """One token from the distribution p of the scores, given one that was drawn from another, q.
+
+    The draft stays with probability min(1, p/q); else the token is drawn from what p has more than q. Either
+    way it is distributed as p (speculative sampling, 2211.17192, section 2.3 and appendix A.1).
+    ``probs_1V``: q, of which ``drafted`` was drawn.
+    """
+    p_1V, q_1V = torch.softmax(scores_1V, dim=-1), probs_1V.to(scores_1V)
+    chance = torch.rand((), generator=generator, device=p_1V.device)
+    if bool(chance * q_1V[0, drafted] < p_1V[0, drafted]):
+        return drafted
+    rest_1V = (p_1V - q_1V).clamp_(min=0)
+    if not bool(rest_1V.sum() > 0):  # p equals q but for rounding
+        rest_1V = p_1V
+    return int(torch.multinomial(rest_1V, 1, generator=generator))
+
+
 def draw_without_replacement(scores_1V: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """``count`` different indices (1, count), drawn from the distribution that the scores describe."""
     return torch.multinomial(torch.softmax(scores_1V, dim=-1), count, generator=generator)

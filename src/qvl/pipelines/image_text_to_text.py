@@ -223,6 +223,8 @@ class ImageTextToTextPipeline:
             )
         if stop_sequence is not None:
             direct |= {"stop_strings": [stop_sequence], "tokenizer": self.tokenizer}
+        if "assistant_model" in direct or "assistant_model" in generate:
+            direct.setdefault("tokenizer", self.tokenizer)
         spaces = {"clean_up_tokenization_spaces": clean_up_tokenization_spaces}
         decoding = {**spaces, "skip_special_tokens": skip_special_tokens}
         return Options(

@@ -52,8 +52,9 @@ def pipeline(
     ``device``: where to load it (a number is an accelerator's, -1 the CPU; by default the first accelerator);
     a loaded model stays where it is unless ``device`` is given. ``device_map`` excludes ``device``.
     ``model_kwargs`` go to ``from_pretrained``; ``kwargs`` become the defaults of every call (``batch_size``,
-    ``max_new_tokens``, ...). ``use_fast`` and ``trust_remote_code`` decide nothing: there is one tokenizer,
-    and no repository's code runs here. ``torch_dtype`` is the older name of ``dtype``.
+    ``max_new_tokens``, ...); an ``assistant_model`` among them may be a name. ``use_fast`` and
+    ``trust_remote_code`` decide nothing: there is one tokenizer, and no repository's code runs here.
+    ``torch_dtype`` is the older name of ``dtype``.
 
     Raises UnknownNameError for another task, CheckpointNotFoundError for a model that is nowhere,
     UnsupportedError for ``feature_extractor``, ``pipeline_class`` and a ``framework`` other than "pt".
@@ -72,6 +73,7 @@ def pipeline(
             "no model was given: using %s, the small one that comes with qvl and reads digits", model
         )
     where = {name: value for name, value in (("revision", revision), ("token", token)) if value is not None}
+    assistant = kwargs.get("assistant_model")
     ready = _processor(model, processor, tokenizer, image_processor, where)
     loaded: Any = model
     if isinstance(model, (str, Path)):
@@ -81,6 +83,11 @@ def pipeline(
             **(model_kwargs or {}),
         }
         loaded, device = _load_model(model, config, {**where, **settings}), None
+    if isinstance(assistant, (str, Path)):
+        kwargs.setdefault("assistant_tokenizer", AutoTokenizer.from_pretrained(assistant))
+        beside = str(loaded.device) if device is None else pick_device(device)
+        drafts = {"dtype": dtype if torch_dtype is None else torch_dtype, "device_map": beside}
+        kwargs["assistant_model"] = _load_model(assistant, None, drafts)
     return ImageTextToTextPipeline(loaded, ready, device=device, task=TASK, **kwargs)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from qvl.errors import CheckpointMismatchError, InputError, InputTypeError, UnsupportedError
+from qvl.errors import CheckpointMismatchError, InputError, UnsupportedError
 from qvl.weights.files import Checkpoint
 from qvl.weights.names import to_internal
 from qvl.weights.placement import DeviceMap, Placement
 from qvl.weights.progress import SlowProgress
-from qvl.weights.quantize import TorchAoConfig
-from qvl.weights.quantized_files import QuantizedCheckpoint, is_quantized
-from qvl.weights.quantizer import Quantizer
+from qvl.weights.quantization.config import Quantization, read_quantization
+from qvl.weights.quantized_files import is_quantized
+from qvl.weights.quantizer import LayerQuantizer
 from qvl.weights.skeleton import skeleton
+from qvl.weights.sources import Source, install_stored, open_weights, refuse_changes
 from qvl.weights.tensors import Group, groups_of
 
 LISTED = 20  # names in an error message before "and N more"
@@ -41,7 +41,7 @@ class LoadingOptions:
     dtype: torch.dtype | str = "auto"
     device_map: DeviceMap = None
     attn_implementation: str | None = None
-    quantization_config: TorchAoConfig | None = None
+    quantization_config: Quantization | None = None
 
     @classmethod
     def read(cls, kwargs: dict[str, Any]) -> LoadingOptions:
@@ -58,17 +58,11 @@ class LoadingOptions:
         older = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", None) or older or "auto"
         quantization = kwargs.pop("quantization_config", None)
-        if isinstance(quantization, Mapping):
-            quantization = TorchAoConfig.from_dict(quantization)
-        if not isinstance(quantization, TorchAoConfig | None):
-            raise InputTypeError(
-                f"quantization_config is a TorchAoConfig or its dict, got {type(quantization).__name__}"
-            )
         return cls(
             dtype=as_dtype(dtype),
             device_map=kwargs.pop("device_map", None),
             attn_implementation=kwargs.pop("attn_implementation", None),
-            quantization_config=quantization,
+            quantization_config=None if quantization is None else read_quantization(quantization),
         )
 
 
@@ -93,13 +87,15 @@ def load_model(model_class: type[nn.Module], config: Any, folder: Path, options:
         options.quantization_config.require()
     config = copy.deepcopy(config)
     config._attn_implementation = options.attn_implementation or config._attn_implementation
-    source = open_weights(folder, config)
-    if isinstance(source, QuantizedCheckpoint):
-        _refuse_changes(source, options)
+    source, stored = open_weights(folder, config)
+    if stored is not None:
+        refuse_changes(source, stored, options.quantization_config, options.dtype)
     config.dtype = _dtype_of(options, config, source)
     module = skeleton(model_class, config)
-    quantization = options.quantization_config
-    quantizer = None if quantization is None else Quantizer(module, quantization)
+    if stored is not None:
+        install_stored(module, source, stored, options.quantization_config)
+    quantization = None if stored is not None else options.quantization_config
+    quantizer = None if quantization is None else quantization.quantizer(module)
     placement = placement.fitted(module, config.dtype, {} if quantizer is None else quantizer.bits)
     prefix = getattr(model_class, "checkpoint_prefix", "")
     fill(module, source, prefix=prefix, dtype=config.dtype, placement=placement, quantizer=quantizer)
@@ -109,27 +105,7 @@ def load_model(model_class: type[nn.Module], config: Any, folder: Path, options:
     return module
 
 
-def open_weights(folder: Path, config: Any) -> Checkpoint | QuantizedCheckpoint:
-    """The stored tensors of ``folder``, put together first if ``config`` says that they are quantized."""
-    stored_as = getattr(config, "quantization_config", None)
-    if stored_as is None:
-        return Checkpoint(folder)
-    TorchAoConfig.from_dict(stored_as).require()
-    return QuantizedCheckpoint.restore(Checkpoint(folder))
-
-
-def _refuse_changes(source: QuantizedCheckpoint, options: LoadingOptions) -> None:
-    """Quantized weights are what they are: neither quantized again nor cast."""
-    if options.quantization_config is not None:
-        raise UnsupportedError(f"{source.folder} is quantized already; load it without quantization_config")
-    if options.dtype not in ("auto", source.float_dtype()):
-        raise UnsupportedError(
-            f"the quantized weights of {source.folder} work in {source.float_dtype()}; "
-            "load them with dtype='auto'"
-        )
-
-
-def _dtype_of(options: LoadingOptions, config: Any, source: Checkpoint | QuantizedCheckpoint) -> Any:
+def _dtype_of(options: LoadingOptions, config: Any, source: Source) -> Any:
     if isinstance(options.dtype, torch.dtype):
         return options.dtype
     return config.dtype or source.float_dtype()
@@ -154,12 +130,12 @@ def load_checkpoint(
 
 def fill(
     module: nn.Module,
-    source: Checkpoint | QuantizedCheckpoint,
+    source: Source,
     *,
     prefix: str = "",
     dtype: torch.dtype | None = None,
     placement: Placement,
-    quantizer: Quantizer | None = None,
+    quantizer: LayerQuantizer | None = None,
 ) -> None:
     """Assign every tensor of ``module`` from ``source``; ``prefix``: where in a whole model it stands.
 
@@ -171,7 +147,8 @@ def fill(
         for group, stored in plan:
             name = group.names[0]
             convert = quantizer is not None and name in quantizer.layers
-            tensor = source.read(stored, dtype=dtype, device=placement.device_of(name), passing=convert)
+            wanted = dtype if isinstance(group.tensor, nn.Parameter) else None  # scales keep their dtype
+            tensor = source.read(stored, dtype=wanted, device=placement.device_of(name), passing=convert)
             trainable = group.tensor.requires_grad and not is_quantized(tensor)
             group.assign(module, tensor, trainable=trainable)
             progress.advance(tensor.nbytes)
@@ -182,9 +159,7 @@ def fill(
         quantizer.finish()
 
 
-def match(
-    module: nn.Module, source: Checkpoint | QuantizedCheckpoint, prefix: str
-) -> list[tuple[Group, str]]:
+def match(module: nn.Module, source: Source, prefix: str) -> list[tuple[Group, str]]:
     """Which stored tensor fills which of the module's; CheckpointMismatchError unless that works out exactly.
 
     A tied tensor may be stored under any of its names, or several: the first counts. Tensors outside of
@@ -218,7 +193,7 @@ def match(
     return plan
 
 
-def _by_internal_name(source: Checkpoint | QuantizedCheckpoint) -> tuple[dict[str, str], list[str]]:
+def _by_internal_name(source: Source) -> tuple[dict[str, str], list[str]]:
     """Internal name -> stored name, and the stored names that say the same as an earlier one."""
     stored: dict[str, str] = {}
     repeated = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qvl.errors import InputError, InputTypeError, missing_dependency
 
@@ -75,7 +75,12 @@ class Placement:
         if not self.automatic or self.devices[""].type != "cuda":
             return self
         room = gpu_room()
-        bits_of = {p: p.numel() * bits.get(n, 8 * dtype.itemsize) for n, p in module.named_parameters()}
+        bits_of = {
+            tensor: tensor.numel() * bits.get(name, 8 * dtype.itemsize)
+            if isinstance(tensor, nn.Parameter)
+            else 8 * tensor.nbytes
+            for name, tensor in held_tensors(module)
+        }
         needed = sum(bits_of.values())
         if needed <= 8 * room[0]:
             return self
@@ -112,35 +117,39 @@ def gpu_room() -> list[int]:
     return [int(ROOM * torch.cuda.mem_get_info(i)[0]) for i in range(torch.cuda.device_count())]
 
 
-def _spread_map(
-    module: nn.Module, bits_of: Mapping[nn.Parameter, int], room: list[int]
-) -> dict[str, torch.device]:
+def _spread_map(module: nn.Module, bits_of: Mapping[Tensor, int], room: list[int]) -> dict[str, torch.device]:
     """Parts of ``module`` in their order, as many as fit on each GPU in turn, then on the CPU.
 
-    ``bits_of``: each parameter's size. A part whose parameters are all placed (a tied head) stays with them.
+    ``bits_of``: each tensor's size. A part whose tensors are all placed (a tied head) stays with them.
     """
     gpu, left = 0, 8 * room[0]
     devices: dict[str, torch.device] = {}
-    placed: dict[nn.Parameter, torch.device] = {}
+    placed: dict[Tensor, torch.device] = {}
     for name, part in _uncut(module):
-        own = list(part.parameters())
-        needed = sum(bits_of[parameter] for parameter in own if parameter not in placed)
+        own = [tensor for _, tensor in held_tensors(part)]
+        needed = sum(bits_of[tensor] for tensor in own if tensor not in placed)
         while gpu < len(room) and needed > left:
             gpu += 1
             left = 8 * room[gpu] if gpu < len(room) else 0
         here = torch.device("cuda", gpu) if gpu < len(room) else torch.device("cpu")
         devices[name] = here if needed else placed.get(own[0], here)
         left -= needed
-        placed |= {parameter: devices[name] for parameter in own if parameter not in placed}
+        placed |= {tensor: devices[name] for tensor in own if tensor not in placed}
     return devices
 
 
+def held_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What takes memory: parameters, tied ones once, and the buffers of quantized layers."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
 def _uncut(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The parts that stay on one device: whole blocks, the vision tower, and modules with parameters of their
+    """The parts that stay on one device: whole blocks, the vision tower, and modules with tensors of their
     own."""
     for child, part in module.named_children():
         inner = f"{name}.{child}" if name else child
-        leaf = next(part.parameters(recurse=False), None) is not None
+        leaf = any("." not in leaf_name for leaf_name, _ in held_tensors(part))
         if leaf or child == "visual" or isinstance(module, nn.ModuleList):
             yield inner, part
         else:

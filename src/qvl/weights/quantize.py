@@ -92,6 +92,12 @@ class TorchAoConfig:
         except ImportError as error:
             raise missing_dependency("torchao", "quant", "quantization") from error
 
+    def quantizer(self, module: Any) -> Any:
+        """What converts the layers of ``module`` one by one; see `qvl.weights.quantizer`."""
+        from qvl.weights.quantizer import Quantizer
+
+        return Quantizer(module, self)
+
     def recipe(self, device: torch.device) -> Any:
         """The torchao config object for weights on ``device``."""
         if not isinstance(self.quant_type, str):
@@ -155,12 +161,12 @@ class TorchAoConfig:
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> TorchAoConfig:
-        """Raises UnsupportedError if ``config_dict`` is of another method than torchao."""
+        """Raises UnsupportedError if ``config_dict`` is of no method that is read."""
         method = config_dict.get("quant_method", cls.quant_method if "quant_type" in config_dict else None)
         if method != cls.quant_method or "quant_type" not in config_dict:
             raise UnsupportedError(
                 f"quantization settings with method {method!r} and keys {', '.join(sorted(config_dict))} are "
-                "not offered; only torchao's are, with a quant_type"
+                "not offered; those of qvl, awq, gptq and torchao, with a quant_type, are"
             )
         quant_type = config_dict["quant_type"]
         if isinstance(quant_type, Mapping):

@@ -11,7 +11,7 @@ import ctypes
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -20,6 +20,25 @@ from qvl.weights.quantize import TorchAoConfig
 from qvl.weights.tensors import groups_of, repeated_names
 
 LISTED = 4  # names in a message before "and N more"
+
+
+class LayerQuantizer(Protocol):
+    """What a loader needs to quantize weights as they come in.
+
+    ``layers``: names of the weights to convert. ``bits``: weight name -> bits per value that it will have.
+    """
+
+    @property
+    def layers(self) -> Mapping[str, Any]: ...
+
+    @property
+    def bits(self) -> Mapping[str, int]: ...
+
+    def convert(self, weight_name: str) -> None:
+        """Quantize that weight, which is there now, in place."""
+
+    def finish(self) -> None:
+        """Called once, when everything is there."""
 
 
 class Quantizer:
@@ -59,7 +78,7 @@ class Quantizer:
                 f"{layer.weight.device}): {error}"
             ) from error
         self._done += 1
-        _give_back_freed_memory()
+        give_back_freed_memory()
 
     def finish(self) -> None:
         """Tie again what was tied (or part it) and warn of layers that keep their weights; ConfigError if
@@ -84,7 +103,7 @@ class Quantizer:
             self.convert("lm_head.weight")
 
 
-def _give_back_freed_memory() -> None:
+def give_back_freed_memory() -> None:
     """What converting a layer took besides its outcome leaves gaps in the heap that the next layer does not
     fit into: without this they would add up to the size of the model. Only glibc has the call."""
     with suppress(OSError, AttributeError, TypeError):

@@ -1,4 +1,5 @@
-"""Attention through torch's scaled_dot_product_attention, which picks the fused kernel of the device.
+"""Attention through torch's scaled_dot_product_attention, which picks the fused kernel of the device, or
+through qvl's own kernel where that is faster (`qvl.ops.attention.compiled`).
 
 What is added: neighbouring sequences of equal length share one call; heads that share a key head read it
 through a stride instead of a copy; causal queries with a past, and sliding windows, are aligned to the last
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qvl.ops.attention.compiled import compiled_attention
 from qvl.ops.attention.packing import check_packing, equal_runs, visible_keys
 
 BLOCK = 1024  # query rows per explicit mask: memory grows with the keys, not with their square
@@ -47,6 +49,12 @@ def sdpa_attention(
     """Attention over packed sequences; see ``qvl.ops.attention.Backend``."""
     rule = Rule(causal or window is not None, window, scale, dropout)
     check_packing(q_THD, k_SGD, q_lengths, k_lengths, rule.causal)
+    if not dropout:
+        o_THD = compiled_attention(
+            q_THD, k_SGD, v_SGD, q_lengths, k_lengths, causal=rule.causal, window=window, scale=scale
+        )
+        if o_THD is not None:
+            return o_THD
     outputs, q_start, k_start = [], 0, 0
     for count, T, S in equal_runs(q_lengths, k_lengths):
         q_end, k_end = q_start + count * T, k_start + count * S

@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ _SIGNATURES = {
     "qvl_name": ("s", "p"),
     "qvl_product": ("-", "p ii pppp qqqq i"),
     "qvl_quantized_product": ("-", "p iiipii ppppp qqqq i"),
+    "qvl_attention": ("-", "p p"),
+    "qvl_packed_attention": ("-", "p p"),
+    "qvl_rms_norm": ("-", "p i ppp qqq f i"),
+    "qvl_rotary": ("-", "p ii pppp qqqqq i"),
+    "qvl_silu_product": ("-", "p i ppp q i"),
 }
 _TYPES: dict[str, Any] = {
     "-": None,
@@ -63,6 +68,12 @@ class Kernels:
         self.name: str = library.qvl_name(self._handle).decode()
         self._product = library.qvl_product
         self._quantized_product = library.qvl_quantized_product
+        self._attention = library.qvl_attention
+        # As they are in C, without their first argument: `elementwise` and `packed` beside this file call them.
+        self.packed_attention = partial(library.qvl_packed_attention, self._handle)
+        self.rms_norm = partial(library.qvl_rms_norm, self._handle)
+        self.rotary = partial(library.qvl_rotary, self._handle)
+        self.silu_product = partial(library.qvl_silu_product, self._handle)
 
     def product(self, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, way: int = BY_COUNT) -> Tensor:
         """x W^T + b, float32 or bfloat16 throughout, products added up in float32: (M, N).
@@ -129,6 +140,10 @@ class Kernels:
             torch.get_num_threads(),
         )
         return y_MN
+
+    def attention(self, arguments: ctypes.Structure) -> None:
+        """One call of the attention kernel; `qvl.ops.kernels.attention` fills in the arguments."""
+        self._attention(self._handle, ctypes.addressof(arguments))
 
 
 def kernels() -> Kernels | None:

@@ -45,7 +45,7 @@ struct Buffer {
 }  // namespace
 
 void* scratch(int slot, int64_t bytes) {
-    thread_local Buffer buffers[8];
+    thread_local Buffer buffers[16];
     Buffer& buffer = buffers[slot];
     if (buffer.size < bytes) {
         std::free(buffer.memory);
@@ -95,4 +95,27 @@ QVL_API void qvl_quantized_product(const Kernels* kernels, int exact, int way, i
                                   threads_for(M, N, K, threads)};
     if (exact) return kernels->exact(p, static_cast<qvl::Way>(way));
     kernels->quantized(p);
+}
+
+QVL_API void qvl_attention(const Kernels* kernels, const qvl::Attention* attention) { kernels->attention(*attention); }
+
+QVL_API void qvl_packed_attention(const Kernels* kernels, const qvl::PackedAttention* attention) {
+    kernels->packed_attention(*attention);
+}
+
+QVL_API void qvl_rms_norm(const Kernels* kernels, int dtype, const void* x, const void* weight, void* y, int64_t rows,
+                          int64_t width, int64_t stride, float eps, int threads) {
+    kernels->rms_norm({static_cast<qvl::DType>(dtype), x, weight, y, rows, width, stride, eps, threads});
+}
+
+QVL_API void qvl_rotary(const Kernels* kernels, int dtype, int angles, const void* x, const void* cosines,
+                        const void* sines, void* y, int64_t tokens, int64_t heads, int64_t half, int64_t token_stride,
+                        int64_t head_stride, int threads) {
+    kernels->rotary({static_cast<qvl::DType>(dtype), static_cast<qvl::DType>(angles), x, cosines, sines, y, tokens,
+                     heads, half, token_stride, head_stride, threads});
+}
+
+QVL_API void qvl_silu_product(const Kernels* kernels, int dtype, const void* gate, const void* up, void* y,
+                              int64_t count, int threads) {
+    kernels->silu_product({static_cast<qvl::DType>(dtype), gate, up, y, count, threads});
 }

@@ -38,12 +38,79 @@ struct QuantizedProduct {
     int threads;
 };
 
+// How a cache keeps keys and values. 8 bits: in groups of 32 along D, each with a scale (bfloat16).
+enum Storage : int { STORED_FLOAT32 = 0, STORED_BFLOAT16 = 1, STORED_INT8 = 2 };
+
+// out (T, H, D) = attention of the queries of N sequences that lie end to end, to the keys of their own.
+// Names of sizes: T tokens, H query heads, G key heads, D width of a head.
+struct Attention {
+    DType dtype;      // of q, k, v and out
+    Storage storage;  // of the buffers
+    const void *q, *k, *v;  // of the new tokens; keys and values are written into the buffers
+    void* out;
+    const int64_t* buffers;  // N x 5: addresses of keys, values, key scales, value scales; elements from head to head
+    const int64_t* lengths;  // N x 2: keys that were there before, new tokens
+    int64_t N, H, G, D, q_stride, k_stride, v_stride;
+    int64_t window;  // keys that a token sees at most, itself included; 0: all
+    float scale;
+    int threads;
+    const int64_t* starts;  // N: the first token of each sequence; filled in by the kernel
+};
+
+// y (rows, width) = weight x / sqrt(mean(x^2) + eps), row by row; rows of x are `stride` elements apart.
+struct Norm {
+    DType dtype;
+    const void *x, *weight;
+    void* y;
+    int64_t rows, width, stride;
+    float eps;
+    int threads;
+};
+
+// y (tokens, heads, 2 half): each pair (i, half + i) of x turned by the angle i of its token, (tokens, half).
+struct Rotary {
+    DType dtype, angles;  // of x and y; of cosines and sines: the same, or float32
+    const void *x, *cosines, *sines;
+    void* y;
+    int64_t tokens, heads, half, token_stride, head_stride;
+    int threads;
+};
+
+// y = silu(gate) up, value by value.
+struct Gate {
+    DType dtype;
+    const void *gate, *up;
+    void* y;
+    int64_t count;
+    int threads;
+};
+
+// out (tokens, heads, width) = attention inside sequences that lie end to end. `shared`: query heads that read one key
+// head. Strides in elements; queries stand at the end of their keys, which matters where they are causal.
+struct PackedAttention {
+    DType dtype;
+    const void *q, *k, *v;
+    void* out;
+    const int64_t *q_lengths, *k_lengths;
+    int64_t sequences, heads, shared, width;
+    int64_t q_token, q_head, k_token, k_head, v_token, v_head;
+    bool causal;
+    int64_t window;  // keys that a query sees at most, itself included; 0: all
+    float scale;
+    int threads;
+};
+
 struct Kernels {
     const char* name;
     bool (*runs_here)();
     void (*product)(const Product&, Way);
     void (*quantized)(const QuantizedProduct&);   // x is quantized in groups of 32
     void (*exact)(const QuantizedProduct&, Way);  // x as it is
+    void (*attention)(const Attention&);
+    void (*packed_attention)(const PackedAttention&);
+    void (*rms_norm)(const Norm&);
+    void (*rotary)(const Rotary&);
+    void (*silu_product)(const Gate&);
 };
 
 // At least `bytes` of memory, aligned to 64, that belongs to the calling thread until it asks again with the same

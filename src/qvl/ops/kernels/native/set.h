@@ -6,15 +6,19 @@
 #include "many_rows.h"
 #include "quantized.h"
 #include "exact.h"
+#include "attention.h"
+#include "functions.h"
+#include "elementwise.h"
+#include "packed_attention.h"
 
 
 // Up to so many rows the way for few is the faster one (benchmarks/kernels.py).
 #ifdef QVL_BF16_DOT
 constexpr int64_t FEW_BFLOAT16 = 32;
 #else
-constexpr int64_t FEW_BFLOAT16 = 16;
+constexpr int64_t FEW_BFLOAT16 = 12;
 #endif
-constexpr int64_t FEW_FLOAT32 = 16;
+constexpr int64_t FEW_FLOAT32 = W == 16 ? 8 : 12;
 constexpr int64_t FEW_EXACT = W == 16 ? 32 : 8;
 
 static inline bool goes_few(Way way, int64_t rows, int64_t most) { return way == FEW || (way == BY_COUNT && rows <= most); }
@@ -28,5 +32,6 @@ static void exact(const QuantizedProduct& p, Way way) {
 }
 
 static constexpr Kernels table(const char* name, bool (*runs_here)()) {
-    return {name, runs_here, product, quantized, exact};
+    return {name, runs_here, product, quantized, exact, attention,
+            packed_attention, rms_norm, rotary, silu_product};
 }

@@ -1,0 +1,1 @@
+"""Weights as other programs quantized and stored them, read into qvl's packed form without rounding."""

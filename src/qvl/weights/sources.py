@@ -1,0 +1,91 @@
+"""Where the tensors of a checkpoint come from: its files as they are, or put together as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qvl.errors import UnsupportedError
+from qvl.weights.files import Checkpoint
+from qvl.weights.formats.awq import AwqConfig
+from qvl.weights.formats.gptq import GptqConfig
+from qvl.weights.quantization.config import Quantization, QuantizationConfig, Stored, stored_quantization
+from qvl.weights.quantization.install import described, install, packed_layers
+from qvl.weights.quantize import TorchAoConfig
+from qvl.weights.quantized_files import QuantizedCheckpoint
+
+
+class Source(Protocol):
+    """What a loader asks of stored tensors; see ``Checkpoint``."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def files(self) -> Mapping[str, Any]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def float_dtype(self) -> torch.dtype | None: ...
+
+    def is_floating_point(self, name: str) -> bool: ...
+
+    def read(
+        self,
+        name: str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        passing: bool = False,
+    ) -> Tensor: ...
+
+
+def open_weights(folder: Path, config: Any) -> tuple[Source, Stored | None]:
+    """The stored tensors of ``folder``, and how ``config`` says they are quantized; None: they are not."""
+    values = getattr(config, "quantization_config", None)
+    if values is None:
+        return Checkpoint(folder), None
+    stored = stored_quantization(values)
+    stored.require()
+    checkpoint = Checkpoint(folder)
+    if isinstance(stored, TorchAoConfig):
+        return QuantizedCheckpoint.restore(checkpoint), stored
+    if isinstance(stored, AwqConfig | GptqConfig):
+        return stored.open(checkpoint), stored
+    return checkpoint, stored
+
+
+def refuse_changes(source: Source, stored: Stored, asked: Quantization | None, dtype: Any) -> None:
+    """Quantized weights are what they are: neither quantized again nor, torchao's, cast.
+
+    A ``QuantizationConfig`` with the same weights may be ``asked`` for: it says how to multiply with them.
+    """
+    if isinstance(asked, QuantizationConfig) and asked.weights == weights_of(source):
+        asked = None
+    if asked is not None:
+        raise UnsupportedError(f"{source.folder} is quantized already; load it without quantization_config")
+    if isinstance(stored, TorchAoConfig) and dtype not in ("auto", source.float_dtype()):
+        raise UnsupportedError(
+            f"the quantized weights of {source.folder} work in {source.float_dtype()}; "
+            "load them with dtype='auto'"
+        )
+
+
+def weights_of(source: Source) -> str | None:
+    """ "int4" or "int8", whichever most packed layers have; None if there are none."""
+    bits = [scheme.bits for scheme in packed_layers(source).values()]
+    return f"int{max(set(bits), key=bits.count)}" if bits else None
+
+
+def install_stored(module: Any, source: Source, stored: Stored, asked: Quantization | None) -> None:
+    """Layers for what ``source`` holds packed, and a config of ``module`` that says so."""
+    if isinstance(stored, TorchAoConfig):
+        return
+    exact = getattr(stored if asked is None else asked, "exact", False)
+    schemes = packed_layers(source)
+    install(module, schemes, prefix=getattr(module, "checkpoint_prefix", ""), exact=exact)
+    module.config.quantization_config = described(schemes, stored, exact=exact)
