@@ -64,7 +64,7 @@ class FakeNetwork:
             x_TD[vision_mask_T] = vision_ND
         return x_TD
 
-    def packed(self, x_TD, positions_3T, attends, *, lengths, extents=None, hidden_states=None):
+    def packed(self, x_TD, positions_3T, attends, *, lengths, extents=None, hidden_states=None, rows_N=None):
         assert sum(lengths) == len(x_TD) == positions_3T.shape[1]
         self.passes.append(len(x_TD))
         self.extents = list(extents)
@@ -73,6 +73,8 @@ class FakeNetwork:
         q_THD, k_THD, v_THD = (
             (x_TD @ w).reshape(-1, HEADS, WIDTH // HEADS) for w in (self.q, self.k, self.v)
         )
+        if rows_N is not None:
+            x_TD, q_THD = x_TD[rows_N], q_THD[rows_N]
         return x_TD + attends[0](q_THD, k_THD, v_THD).flatten(1)
 
     def named_parameters(self):

@@ -33,6 +33,7 @@ class Case:
     kv_heads: int = 2
     width: int = 24
     window: int | None = None
+    queries: tuple[int, ...] | None = None
 
 
 CASES = {
@@ -50,6 +51,8 @@ CASES = {
     "window of a long prompt": Case((10,), (400,), 4, 2, 32, window=33),
     "cut by keys": Case((3000, 9), (1, 1), 4, 2, 128),
     "cut by keys, guesses": Case((2500,), (7,), 8, 2, 64),
+    "last rows ask": Case((40, 257, 0, 9), (1, 30, 150, 7), 8, 2, 64, queries=(1, 0, 1, 5)),
+    "nobody asks": Case((0,), (20,), queries=(0,)),
     "cut by keys, window": Case((2500,), (30,), 8, 2, 64, window=1200),
 }
 
@@ -114,8 +117,10 @@ def run(kernels: Kernels, case: Case, dtype: torch.dtype, stored: torch.dtype) -
     widths = [case.heads * case.width, case.kv_heads * case.width, case.kv_heads * case.width]
     joined = torch.randn(T, sum(widths) + 3).to(dtype)[:, :-3]  # q, k, v beside each other: rows with gaps
     q, k, v = (x.unflatten(1, (-1, case.width)) for x in joined.split(widths, 1))
-    attention = CachedAttention(kernels, made.table(), case.past, case.counts, stored)
-    out = attention(0, case.window, q, k, v)
+    asking = case.queries or case.counts
+    pieces = [piece[len(piece) - n :] for piece, n in zip(q.split(case.counts), asking, strict=True)]
+    attention = CachedAttention(kernels, made.table(), case.past, case.counts, stored, case.queries)
+    out = attention(0, case.window, torch.cat(pieces) if case.queries else q, k, v)
     parts, far, at = [], 0.0, 0
     for i, (past, count) in enumerate(zip(case.past, case.counts, strict=True)):
         mine = slice(at, at + count)
@@ -123,7 +128,7 @@ def run(kernels: Kernels, case: Case, dtype: torch.dtype, stored: torch.dtype) -
         for stored_now, given in ((keys, k), (values, v)):
             gap = (stored_now[:, past:].float() - given[mine].transpose(0, 1).float()).abs()
             far = max(far, gap.max().item())
-        parts.append(expected(q[mine], keys, values, case.window))
+        parts.append(expected(pieces[i], keys, values, case.window))
         at += count
     return out, torch.cat(parts), far
 

@@ -30,6 +30,7 @@ from qvl.cli.options import (
     MaxPixelsOption,
     MinPixelsOption,
     ModelOption,
+    KvDtypeOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
@@ -65,6 +66,7 @@ def ask(
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
     dtype: DtypeOption = Dtype.auto,
+    kv_dtype: KvDtypeOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = None,
     attention: AttentionOption = Attention.sdpa,
@@ -84,7 +86,7 @@ def ask(
     _check_question(question)
     check_text("the question", question)
     check_text("--system", system or "")
-    settings = generation_settings(max_new_tokens, temperature, seed)
+    settings = generation_settings(max_new_tokens, temperature, seed, kv_dtype)
     media = open_media(sources)
     bits = None if weights is None else weights.value
     loading = Loading(model, dtype.value, device, attention.value, min_pixels, max_pixels, draft, bits)

@@ -43,6 +43,7 @@ from qvl.cli.options import (
     MaxPixelsOption,
     MinPixelsOption,
     ModelOption,
+    KvDtypeOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
@@ -84,6 +85,7 @@ def chat(
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
     dtype: DtypeOption = Dtype.auto,
+    kv_dtype: KvDtypeOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = None,
     attention: AttentionOption = Attention.sdpa,
@@ -93,7 +95,7 @@ def chat(
     from qvl.cli.media import open_media
 
     check_text("--system", system or "")
-    settings = generation_settings(max_new_tokens, temperature, seed)
+    settings = generation_settings(max_new_tokens, temperature, seed, kv_dtype)
     first = open_media(media or [])
     bits = None if weights is None else weights.value
     loading = Loading(model, dtype.value, device, attention.value, min_pixels, max_pixels, draft, bits)

@@ -184,7 +184,10 @@ def check_text(name: str, text: str) -> None:
 
 
 def generation_settings(
-    max_new_tokens: int | None, temperature: float | None, seed: int | None
+    max_new_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    kv_dtype: KvDtype | None = None,
 ) -> dict[str, Any]:
     """Arguments of ``generate``; only what was given, so that the checkpoint decides the rest.
 
@@ -197,6 +200,8 @@ def generation_settings(
         settings["max_new_tokens"] = max_new_tokens
     if seed is not None:
         settings["seed"] = seed
+    if kv_dtype is not None:
+        settings["kv_dtype"] = kv_dtype.value
     if temperature == 0:
         settings["do_sample"] = False
     elif temperature is not None:

@@ -28,24 +28,34 @@ def cached_attends(
     kvs: Sequence[SequenceKV],
     lengths: Sequence[int],
     windows: Sequence[int | None],
+    samples: Sequence[int] | None = None,
 ) -> list[Attend]:
     """One attend for each layer of a packed step: sequence i brings ``lengths[i]`` new tokens to ``kvs[i]``.
 
     ``backend`` is a function of `qvl.ops.attention`; ``windows`` has one entry per layer (None: full). Each
     attend writes the new keys and attends causally to all keys of its own sequence. The caller advances
     the caches when the step is over. A sequence's keys are read where they lie, never gathered with others.
+
+    ``samples``: of the new tokens of each sequence, how many, from the end, the last layer asks about: its
+    ``q_THD`` holds only those (0: none).
     """
-    step = _Step(backend, kvs, lengths)
-    return [partial(step.attend, layer, window) for layer, window in enumerate(windows)]
+    lengths = list(lengths)
+    step = _Step(backend, kvs, lengths, lengths)
+    steps = [step] * len(windows)
+    if samples is not None:
+        steps[-1] = _Step(backend, kvs, lengths, list(samples))
+    return [partial(s.attend, layer, window) for layer, (s, window) in enumerate(zip(steps, windows, strict=True))]
 
 
 class _Step:
-    """What the layers of a step have in common."""
+    """What layers of a step that ask about the same tokens have in common."""
 
-    def __init__(self, backend: Backend, kvs: Sequence[SequenceKV], lengths: Sequence[int]) -> None:
-        self.backend, self.kvs, self.lengths = backend, kvs, list(lengths)
+    def __init__(
+        self, backend: Backend, kvs: Sequence[SequenceKV], lengths: list[int], queries: list[int]
+    ) -> None:
+        self.backend, self.kvs, self.lengths, self.queries = backend, kvs, lengths, queries
         self.kernels = kernels() if backend is sdpa_attention else None
-        self.decoding = backend is sdpa_attention and all(length == 1 for length in lengths)
+        self.decoding = backend is sdpa_attention and all(length == 1 for length in (*lengths, *queries))
         self.kernel_step: CachedAttention | None = None
 
     def attend(
@@ -61,7 +71,8 @@ class _Step:
             return _decoded(self.kvs, layer, window, q_THD, k_TGD, v_TGD)
         if len(self.kvs) == 1:
             return self._one(layer, window, self.kvs[0], q_THD, k_TGD, v_TGD)
-        parts = zip(self.kvs, *(t.split(self.lengths) for t in (q_THD, k_TGD, v_TGD)), strict=True)
+        pieces = (t.split(n) for t, n in ((q_THD, self.queries), (k_TGD, self.lengths), (v_TGD, self.lengths)))
+        parts = zip(self.kvs, *pieces, strict=True)
         return torch.cat([self._one(layer, window, *part) for part in parts])
 
     def _kernel_step(self, offered: Kernels, k_TGD: Tensor) -> CachedAttention | None:
@@ -75,12 +86,14 @@ class _Step:
             return None
         past = [kv.length for kv in self.kvs]
         table = tables[0].unsqueeze(1) if len(tables) == 1 else torch.stack(tables, 1)
-        return CachedAttention(offered, table, past, self.lengths, stored)
+        return CachedAttention(offered, table, past, self.lengths, stored, self.queries)
 
     def _one(
         self, layer: int, window: int | None, kv: SequenceKV, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor
     ) -> Tensor:
         k_SGD, v_SGD = _written(kv, layer, q_THD, k_TGD, v_TGD)
+        if not len(q_THD):
+            return q_THD
         sizes = ((q_THD.shape[0],), (k_SGD.shape[0],))
         return self.backend(q_THD, k_SGD, v_SGD, *sizes, causal=True, window=window)
 

@@ -38,11 +38,13 @@ Request = Sequence | BeamSearch
 @dataclass(frozen=True)
 class EngineSettings:
     """``max_step_tokens``: tokens that one pass through the network computes; long prompts are cut into such
-    pieces. ``max_sequences``: sequences (beams counted) that are under way at the same time.
+    pieces. ``max_sequences``: sequences (beams counted) that are under way at the same time. ``kv_dtype``: what
+    new caches keep keys and values in, float32, bfloat16 or int8; None: as the network computes.
     """
 
     max_step_tokens: int = 2048
     max_sequences: int = 256
+    kv_dtype: torch.dtype | None = None
 
 
 class Engine:
@@ -66,7 +68,7 @@ class Engine:
         draft_times: StepTimes | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
-        self.runner = Runner(network)
+        self.runner = Runner(network, self.settings.kv_dtype)
         self.times = times or StepTimes()
         self.draft = None
         if draft is not None and self.runner.can_guess:

@@ -8,6 +8,8 @@ Legend: T packed tokens of a step, D width, N rows that tokens are drawn from, V
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,10 +32,14 @@ FIRST_ROOM = 256  # new tokens that a cache has room for from the start; more ar
 
 
 class Runner:
-    """Runs steps on one network. Everything that lasts beyond a step is on the sequences."""
+    """Runs steps on one network. Everything that lasts beyond a step is on the sequences.
 
-    def __init__(self, network: CausalLM) -> None:
+    ``kv_dtype``: what new caches keep keys and values in; None: as the network computes.
+    """
+
+    def __init__(self, network: CausalLM, kv_dtype: torch.dtype | None = None) -> None:
         self.network = network
+        self.kv_dtype = kv_dtype
         self.decoder = network.model.language_model
         self.backend = get_backend(self.decoder.attention_backend)
         self.windows = self.decoder.windows
@@ -99,18 +105,21 @@ class Runner:
         lengths = [w.count for w in work]
         kvs = [w.sequence.kv for w in work]
         encode_media(self.network.model, step)
-        hidden_TD = self.decoder.packed(
+        samples = [w.samples for w in work]
+        rows_N = None if samples == lengths else _sampled_rows(lengths, samples).to(self.device)
+        hidden_ND = self.decoder.packed(
             self._embeddings(step),
             self._positions(step),
-            cached_attends(self.backend, kvs, lengths, self.windows),
+            cached_attends(self.backend, kvs, lengths, self.windows, None if rows_N is None else samples),
             lengths=tuple(lengths),
             extents=[_extent(w.sequence, w.start + w.count) for w in work],
+            rows_N=rows_N,
         )
         for w in work:
             w.sequence.kv.advance(w.count)
             w.sequence.num_computed += w.count
             forget_media(w)
-        return self.network.logits(_sampled_rows(hidden_TD, step))
+        return self.network.logits(hidden_ND)
 
     def _embeddings(self, step: Step) -> Tensor:
         ids = [token for w in step.work for token in w.sequence.ids(w.start, w.count)]
@@ -157,6 +166,7 @@ class Runner:
             dtype=self.decoder.embed_tokens.weight.dtype,
             device=self.device,
             capacity=capacity,
+            stored=self.kv_dtype,
         )
 
     def _check_prompt(self, prompt: Prompt, length: int) -> None:
@@ -219,12 +229,10 @@ def _extent(sequence: Sequence, end: int) -> int:
     return max(end, sequence.prompt_length) + sequence.prompt.rope_delta
 
 
-def _sampled_rows(hidden_TD: Tensor, step: Step) -> Tensor:
-    rows: list[int] = []
-    end = 0
-    for w in step.work:
-        end += w.count
-        rows.extend(range(end - w.samples, end))
-    if len(rows) == hidden_TD.shape[0]:
-        return hidden_TD
-    return hidden_TD[torch.tensor(rows, dtype=torch.long, device=hidden_TD.device)]
+def _sampled_rows(lengths: SequenceOf[int], samples: SequenceOf[int]) -> Tensor:
+    """Of packed pieces, the rows that tokens are drawn from: the last ``samples`` of each."""
+    ends = accumulate(lengths)
+    return torch.tensor(
+        [row for end, count in zip(ends, samples, strict=True) for row in range(end - count, end)],
+        dtype=torch.long,
+    )

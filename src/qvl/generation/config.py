@@ -81,6 +81,8 @@ class GenerationConfig:
     # Cache
     use_cache: bool = True  # False: the cache is not returned (the engine always keeps one)
     cache_implementation: str | None = None  # None or "dynamic" grows; "static" is allocated at once
+    # Numbers that the cache keeps: "float32", "bfloat16" or "int8"; None: as the model computes. qvl's own
+    kv_dtype: str | None = None
     # What comes back
     return_dict_in_generate: bool = False
     output_scores: bool = False

@@ -259,8 +259,9 @@ def open_cache(model: GenerationMixin, given: Any, settings: Settings, inputs: M
             raise InputTypeError(
                 f"past_key_values must be a cache object such as DynamicCache, not {type(given).__name__}."
             )
-        if config.cache_implementation is not None:
-            raise GenerationError("Give either past_key_values or cache_implementation, not both.")
+        for name in ("cache_implementation", "kv_dtype"):
+            if getattr(config, name) is not None:
+                raise GenerationError(f"Give either past_key_values or {name}, not both.")
         cache = given
     elif config.cache_implementation == "static" and model.static_cache_class is not None:
         cache = model.static_cache_class(model.config.text_config, inputs.columns + settings.max_new_tokens)
@@ -268,6 +269,8 @@ def open_cache(model: GenerationMixin, given: Any, settings: Settings, inputs: M
         cache = model.cache_class()
     else:
         return None
+    if given is None:
+        cache.stored = kv_dtype(config)
     if not cache.rows and getattr(cache, "get_max_cache_shape", lambda: -1)() > 0:  # allocated at once
         network = cast(Any, model)
         cache.prepare(model.config.text_config, inputs.batch, network.dtype, network.device)
@@ -282,6 +285,11 @@ def cached_rows(cache: Any) -> list[CachedRow]:
     return [CachedRow(kv.length, kv.length + int(d)) for kv, d in zip(cache.rows, deltas, strict=True)]
 
 
+def kv_dtype(config: GenerationConfig) -> torch.dtype | None:
+    """What the setting of that name asks for."""
+    return None if config.kv_dtype is None else getattr(torch, config.kv_dtype)
+
+
 @contextmanager
 def measured(model: GenerationMixin, call: Call) -> Iterator[Engine]:
     """An engine for the call, which starts from what earlier calls measured of the models' steps."""
@@ -289,7 +297,8 @@ def measured(model: GenerationMixin, call: Call) -> Iterator[Engine]:
     with ExitStack() as stack:
         times = stack.enter_context(step_times(model))
         drafts = None if draft is None or draft is model else stack.enter_context(step_times(draft))
-        yield Engine(cast(Any, model), model.engine_settings, draft=draft, times=times, draft_times=drafts)
+        settings = replace(model.engine_settings or EngineSettings(), kv_dtype=kv_dtype(call.config))
+        yield Engine(cast(Any, model), settings, draft=draft, times=times, draft_times=drafts)
 
 
 def start(engine: Engine, call: Call, streamer: Any) -> Run:

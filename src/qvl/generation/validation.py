@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("constant", "heuristic", "heuristic_transient")
 CACHES = (None, "dynamic", "dynamic_full", "static")
+KV_DTYPES = ("float32", "bfloat16", "int8")
 
 # Arguments of generate() that people put into a config by mistake.
 CALL_ARGUMENTS = (
@@ -69,6 +70,7 @@ def check_values(config: GenerationConfig) -> None:
 
 
 def _rules() -> Iterator[Rule]:
+    yield Rule(("kv_dtype",), lambda value: value in KV_DTYPES, f"None or one of {', '.join(KV_DTYPES)}")
     yield Rule(
         (
             "max_new_tokens",
@@ -149,7 +151,7 @@ def check_supported(config: GenerationConfig) -> None:
     if config.cache_implementation not in CACHES:
         raise UnsupportedError(
             f"cache_implementation={config.cache_implementation!r} is not one of qvl's caches: "
-            "'dynamic', 'static'."
+            "'dynamic', 'static'. For keys and values in 8 bits give kv_dtype='int8'."
         )
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name):

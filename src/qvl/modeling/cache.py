@@ -23,8 +23,11 @@ class Cache:
     ``rows``: one `SequenceKV` per batch row (empty before the first forward). ``mask_BS``: which of the
     padded cells so far hold real tokens. ``rope_deltas``: (B, 1), rotary position of the next token minus
     the number of real tokens. ``ends``: per row, the rotary position that follows each of its real tokens,
-    from which `crop` finds the deltas again.
+    from which `crop` finds the deltas again. ``stored``: the dtype that rows keep keys and values in (see
+    `SequenceKV`); `__getitem__` gives them in the model's.
     """
+
+    stored: torch.dtype | None = None
 
     def __init__(self) -> None:
         self.rows: list[SequenceKV] = []
@@ -51,6 +54,7 @@ class Cache:
             text_config.head_dim,
             dtype=dtype,
             device=device,
+            stored=self.stored,
         )
 
     def extend_mask(self, mask_BL: torch.Tensor | None, columns: int) -> None:
@@ -240,6 +244,7 @@ class StaticCache(Cache):
             device=device,
             capacity=self._max_cache_len,
             max_capacity=self._max_cache_len,
+            stored=self.stored,
         )
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:

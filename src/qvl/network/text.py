@@ -74,21 +74,25 @@ class TextDecoder(nn.Module):
         lengths: Sequence[int],
         extents: Sequence[int] | None = None,
         hidden_states: list[Tensor] | None = None,
+        rows_N: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (T, D) after the final norm.
+        """Hidden states (T, D) after the final norm; (N, D) of the rows ``rows_N`` where those are all that is wanted.
 
         x_TD: embeddings of packed sequences. positions_3T: integer positions (time, height, width).
         attends: one per layer. lengths: tokens of each sequence. extents: see ``Rotary``. hidden_states:
-        receives the input of every layer and then the output, in transformers' order. Raises InputError if
-        the arguments do not fit each other.
+        receives the input of every layer and then the output, in transformers' order. rows_N: indices; the last
+        layer computes nothing but keys and values for the other rows, and its attend gets the queries of these
+        only. Raises InputError if the arguments do not fit each other.
         """
         self._check(x_TD, positions_3T, attends, lengths)
         cos_TF, sin_TF = self.rotary(positions_3T, lengths, extents, x_TD.dtype)
         recompute = self.gradient_checkpointing and self.training
-        for layer, attend in zip(self.layers, attends, strict=True):
+        last = len(self.layers) - 1
+        for i, (layer, attend) in enumerate(zip(self.layers, attends, strict=True)):
             if hidden_states is not None:
                 hidden_states.append(x_TD)
-            x_TD = run_block(layer, x_TD, cos_TF, sin_TF, attend, recompute=recompute)
+            rows = (rows_N,) if rows_N is not None and i == last else ()
+            x_TD = run_block(layer, x_TD, cos_TF, sin_TF, attend, *rows, recompute=recompute)
         x_TD = self.norm(x_TD)
         if hidden_states is not None:
             hidden_states.append(x_TD)
@@ -114,8 +118,12 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x_TD: Tensor, cos_TF: Tensor, sin_TF: Tensor, attend: Attend) -> Tensor:
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), cos_TF, sin_TF, attend)
+    def forward(
+        self, x_TD: Tensor, cos_TF: Tensor, sin_TF: Tensor, attend: Attend, rows_N: Tensor | None = None
+    ) -> Tensor:
+        """``rows_N``: the rows that are wanted; the others leave only their keys and values."""
+        mixed_TD = self.self_attn(self.input_layernorm(x_TD), cos_TF, sin_TF, attend, rows_N)
+        x_TD = (x_TD if rows_N is None else x_TD[rows_N]) + mixed_TD
         return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
 
 
@@ -131,11 +139,17 @@ class TextAttention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_width)
         self.o_proj = Linear(q_width, config.hidden_size, bias=False)
 
-    def forward(self, x_TD: Tensor, cos_TF: Tensor, sin_TF: Tensor, attend: Attend) -> Tensor:
-        projections = (self.q_proj, self.k_proj, self.v_proj)
+    def forward(
+        self, x_TD: Tensor, cos_TF: Tensor, sin_TF: Tensor, attend: Attend, rows_N: Tensor | None = None
+    ) -> Tensor:
+        asking_TD = x_TD if rows_N is None else x_TD[rows_N]
+        projections = ((self.q_proj, asking_TD), (self.k_proj, x_TD), (self.v_proj, x_TD))
         # The number of heads is read from the width: a projection may hold only a share of them.
-        q_THE, k_TGE, v_TGE = (p(x_TD).unflatten(-1, (-1, self.head_dim)) for p in projections)
-        q_THE, k_TGE = (apply_rotary(x, cos_TF, sin_TF) for x in (q_THE, k_TGE))
+        q_THE, k_TGE, v_TGE = (p(x).unflatten(-1, (-1, self.head_dim)) for p, x in projections)
+        k_TGE = apply_rotary(k_TGE, cos_TF, sin_TF)
+        if rows_N is not None:
+            cos_TF, sin_TF = cos_TF[rows_N], sin_TF[rows_N]
+        q_THE = apply_rotary(q_THE, cos_TF, sin_TF)
         return self.o_proj(attend(q_THE, k_TGE, v_TGE).flatten(1))
 
 

@@ -27,11 +27,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qvl.errors import ConfigError, InputError, NonFiniteError, UnsupportedError
+from qvl.ops.kernels import DTYPES, kernels
 
 PANEL = 16  # outputs that lie together
 ACTIVATION_GROUP = 32  # inputs of x that share a scale
 INT4_GROUPS = (32, 64, 128)
-_PIECE = 64  # panels that are at full width at a time
+_PIECE = 16  # panels that are at full width at a time: as many as stay in a cache
 _TINIEST = 2.0**-24  # the smallest positive float16
 _LAST_FULL = 2.0**-14  # the smallest float16 with all its digits
 
@@ -291,10 +292,28 @@ def quantized_linear(
 
 
 def _product(x_TK: Tensor, packed: PackedWeight, bias: Tensor | None, exact: bool) -> Tensor:
-    """The product itself, of contiguous or strided (T, K): the place where a kernel takes over."""
+    """The product itself, of contiguous or strided (T, K): by qvl's kernels where they are, else by torch."""
+    offered = kernels()
+    if offered is not None and _fits_kernels(x_TK, packed, bias):
+        rows_TK = x_TK if x_TK.stride(1) == 1 else x_TK.contiguous()
+        p = packed
+        return offered.quantized_product(
+            rows_TK, p.shape[0], p.bits, p.group, p.qweight, p.scales, p.zeros, bias, exact=exact
+        )
     wide_TK = x_TK.float() if exact else quantized_rows(x_TK)
     y_TN = torch.cat([wide_TK @ weight_NK.T for weight_NK in _dequantized(packed)], dim=-1)
     return (y_TN if bias is None else y_TN + bias.float()).to(x_TK.dtype)
+
+
+def _fits_kernels(x_TK: Tensor, packed: PackedWeight, bias: Tensor | None) -> bool:
+    return (
+        x_TK.is_cpu
+        and packed.qweight.is_cpu
+        and x_TK.dtype in DTYPES
+        and (bias is None or bias.dtype == x_TK.dtype)
+        and x_TK.numel() > 0
+        and not torch.compiler.is_compiling()
+    )
 
 
 def quantized_rows(x_TK: Tensor) -> Tensor:

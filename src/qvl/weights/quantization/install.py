@@ -15,7 +15,7 @@ from qvl.weights.quantization.linear import QuantizedLinear, Scheme
 from qvl.weights.quantizer import give_back_freed_memory
 from qvl.weights.tensors import repeated_names
 
-# Fractions of a group's range that int4 tries: enough that a finer search gains nothing to speak of.
+# Fractions of a group's range that int4 can try. While a model loads it tries none, to be done sooner.
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
@@ -103,10 +103,10 @@ def quantizable(module: nn.Module, config: QuantizationConfig, prefix: str) -> I
                 yield name, scheme
 
 
-def rounded(layer: nn.Linear, scheme: Scheme) -> PackedWeight:
-    """The layer's weight, rounded to nearest."""
+def rounded(layer: nn.Linear, scheme: Scheme, shrink: tuple[float, ...] = (1.0,)) -> PackedWeight:
+    """The layer's weight, rounded to nearest. shrink: see ``quantize_int4``."""
     weight = layer.weight.detach()
-    return quantize_int8(weight) if scheme.bits == 8 else quantize_int4(weight, scheme.group, shrink=SHRINK)
+    return quantize_int8(weight) if scheme.bits == 8 else quantize_int4(weight, scheme.group, shrink=shrink)
 
 
 class PackedQuantizer:

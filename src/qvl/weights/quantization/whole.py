@@ -6,7 +6,7 @@ Legend: T rows, N outputs, K inputs of a layer.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ def quantize_model(
                     weight = model.get_submodule(name).weight.detach()
                     put(name, compensated(weight, carry_KK, schemes[name], SHRINK), entry.rows_TK)
     for name in [name for name in schemes if name not in reports]:  # what no prompt reached
-        put(name, rounded(model.get_submodule(name), schemes[name]), None)
+        put(name, rounded(model.get_submodule(name), schemes[name], SHRINK), None)
     quantizer.finish()
     model.config.quantization_config = config.to_dict()
     return [reports[name] for name in schemes]
@@ -81,7 +81,7 @@ def sensitive_layers(
     errors = {}
     for done, (name, scheme) in enumerate(schemes.items(), start=1):
         layer = model.get_submodule(name)
-        errors[name] = relative_error(layer, rounded(layer, scheme), rows.get(name))
+        errors[name] = relative_error(layer, rounded(layer, scheme, SHRINK), rows.get(name))
         if progress is not None:
             progress(done, len(schemes))
     middle = statistics.median(errors.values()) if errors else 0.0
@@ -105,11 +105,3 @@ def relative_error(layer: nn.Linear, packed: PackedWeight, rows_TK: Tensor | Non
 def _pieces(weight_NK: Tensor, near_NK: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for weight, near in zip(weight_NK.split(8192), near_NK.split(8192), strict=True):
         yield weight.float(), near
-
-
-def totals(reports: Sequence[LayerReport]) -> Mapping[str, int]:
-    """How many layers have which scheme."""
-    found: dict[str, int] = {}
-    for report in reports:
-        found[str(report.scheme)] = found.get(str(report.scheme), 0) + 1
-    return found

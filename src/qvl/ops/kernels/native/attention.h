@@ -7,7 +7,7 @@
 // one block are joined at the end. A piece goes the way for few rows (decoding: dot products along D, every key
 // read from memory once) or for many (prompts: blocks of keys and values unpacked into panels).
 //
-// Row i of a key head is query token i / R and query head i % R of those that share it (R = H / G).
+// Row i of a key head is query i / R of the sequence and query head i % R of those that share it (R = H / G).
 
 constexpr float HIDDEN = -1e30f;          // the score of a key that a row does not see
 constexpr int64_t MOST_WIDTH = DEPTH;     // the widest head
@@ -58,6 +58,13 @@ struct Head {
 static inline int64_t scale_groups(int64_t D) { return blocks(D, SCALE_GROUP); }
 static inline int64_t bytes_of(Storage storage) { return storage == STORED_FLOAT32 ? 4 : storage == STORED_BFLOAT16 ? 2 : 1; }
 
+// Keys before the first query, and queries.
+static inline int64_t past_of(const Attention& a, int64_t sequence) {
+    const int64_t* lengths = a.lengths + sequence * 3;
+    return lengths[0] + lengths[1] - lengths[2];
+}
+static inline int64_t queries_of(const Attention& a, int64_t sequence) { return a.lengths[sequence * 3 + 2]; }
+
 static inline Head head_of(const Attention& a, int64_t sequence, int64_t head) {
     const int64_t* buffer = a.buffers + sequence * 5;
     const int64_t offset = head * buffer[4] * bytes_of(a.storage);
@@ -66,10 +73,10 @@ static inline Head head_of(const Attention& a, int64_t sequence, int64_t head) {
             reinterpret_cast<const char*>(buffer[1]) + offset,
             reinterpret_cast<const uint16_t*>(buffer[2]) + scales,
             reinterpret_cast<const uint16_t*>(buffer[3]) + scales,
-            a.lengths[sequence * 2]};
+            past_of(a, sequence)};
 }
 
-// The keys that query token t may see.
+// The keys that query t may see.
 static inline int64_t first_seen(const Attention& a, int64_t past, int64_t t) {
     const int64_t low = past + t + 1 - a.window;
     return a.window && low > 0 ? low : 0;
@@ -116,11 +123,11 @@ static inline void store_key(const Attention& a, char* buffer, uint16_t* scales,
 template <class T>
 static void store_new(const Attention& a) {
     int64_t total = 0;
-    for (int64_t n = 0; n < a.N; ++n) total += a.lengths[n * 2 + 1];
+    for (int64_t n = 0; n < a.N; ++n) total += a.lengths[n * 3 + 1];
     const int threads = total * a.G * a.D < (1 << 16) ? 1 : a.threads;
     int64_t before = 0;
     for (int64_t n = 0; n < a.N; ++n) {
-        const int64_t count = a.lengths[n * 2 + 1], first = before;
+        const int64_t count = a.lengths[n * 3 + 1], past = a.lengths[n * 3], first = before;
         before += count;
         // A task takes some tokens, so that one long prompt keeps all threads busy.
         parallel_for(blocks(count, 64), threads, [&](int64_t task) {
@@ -129,8 +136,8 @@ static void store_new(const Attention& a) {
                 for (int64_t t = task * 64; t < smaller(count, task * 64 + 64); ++t) {
                     const auto* k = static_cast<const T*>(a.k) + (first + t) * a.k_stride + g * a.D;
                     const auto* v = static_cast<const T*>(a.v) + (first + t) * a.v_stride + g * a.D;
-                    store_key(a, const_cast<char*>(head.keys), const_cast<uint16_t*>(head.key_scales), head.past + t, k);
-                    store_key(a, const_cast<char*>(head.values), const_cast<uint16_t*>(head.value_scales), head.past + t, v);
+                    store_key(a, const_cast<char*>(head.keys), const_cast<uint16_t*>(head.key_scales), past + t, k);
+                    store_key(a, const_cast<char*>(head.values), const_cast<uint16_t*>(head.value_scales), past + t, v);
                 }
             }
         });
@@ -254,24 +261,31 @@ static inline void unpack_bytes(float* to, int64_t width, const int8_t* from, co
         }
 }
 
-// A block of keys or values, ready to be read as T or, where they have 8 bits, as floats.
+// A block of keys or values, ready to be read: where they lie, or as floats in memory of the thread (8 bits, and
+// heads whose width is no whole number of vectors).
 template <class T>
-struct Stored {
+struct InPlace {
+    using Kept = T;
     using Read = T;
     static const Read* block(const Head& head, bool values, int64_t key, int64_t, int64_t D, int64_t& row) {
         row = D;
         return reinterpret_cast<const T*>(values ? head.values : head.keys) + key * D;
     }
 };
-template <>
-struct Stored<int8_t> {
+template <class T>
+struct Widened {
+    using Kept = T;
     using Read = float;
     static const Read* block(const Head& head, bool values, int64_t key, int64_t count, int64_t D, int64_t& row) {
         row = rounded_up(D, W);
         auto* wide = static_cast<float*>(scratch(values ? 10 : 9, count * row * 4));
-        const auto* from = reinterpret_cast<const int8_t*>(values ? head.values : head.keys) + key * D;
-        const auto* scales = (values ? head.value_scales : head.key_scales) + key * scale_groups(D);
-        unpack_bytes(wide, row, from, scales, count, D);
+        const auto* from = reinterpret_cast<const T*>(values ? head.values : head.keys) + key * D;
+        if constexpr (sizeof(T) == 1) {
+            const auto* scales = (values ? head.value_scales : head.key_scales) + key * scale_groups(D);
+            unpack_bytes(wide, row, from, scales, count, D);
+        } else {
+            for (int64_t k = 0; k < count; ++k) widen_row(wide + k * row, from + k * D, D, row);
+        }
         return wide;
     }
 };
@@ -287,7 +301,7 @@ static void cut(const Attention& a, float* partials, const Emit& emit) {
     int64_t total = 0;
     const auto each_block = [&](const auto& use) {
         for (int64_t n = 0; n < a.N; ++n) {
-            const int64_t past = a.lengths[n * 2], count = a.lengths[n * 2 + 1], rows = count * R;
+            const int64_t past = past_of(a, n), rows = queries_of(a, n) * R;
             const int64_t most = rows <= FEW_QUERIES ? FEW_QUERIES : MANY_QUERIES;
             for (int64_t first = 0; first < rows; first += most) {
                 const int64_t here = smaller(most, rows - first);
@@ -335,10 +349,12 @@ static void join(const Attention& a, const Piece* pieces, int64_t count) {
 
 template <class T>
 static void attend_piece(const Attention& a, const Piece& piece) {
-    if (piece.rows > FEW_QUERIES) return attend_many<T>(a, piece);
+    const bool in_place = sizeof(T) > 1 && a.D % W == 0;
+    if (piece.rows > FEW_QUERIES) return in_place ? attend_many<InPlace<T>>(a, piece) : attend_many<Widened<T>>(a, piece);
+    if (!in_place) return attend_few<Widened<T>, KeyDots<float>>(a, piece);
     if constexpr (sizeof(T) == 2)
-        if (a.dtype == BFLOAT16) return attend_few<T, BFloatDots>(a, piece);
-    attend_few<T, KeyDots<typename Stored<T>::Read>>(a, piece);
+        if (a.dtype == BFLOAT16) return attend_few<InPlace<T>, BFloatDots>(a, piece);
+    attend_few<InPlace<T>, KeyDots<T>>(a, piece);
 }
 
 static void attention(const Attention& given) {
@@ -349,7 +365,7 @@ static void attention(const Attention& given) {
     auto* starts = static_cast<int64_t*>(scratch(14, a.N * 8));
     for (int64_t n = 0, at = 0; n < a.N; ++n) {
         starts[n] = at;
-        at += a.lengths[n * 2 + 1];
+        at += queries_of(a, n);
     }
     a.starts = starts;
     cut(a, nullptr, [&](const Piece& p) { work += p.rows * (p.high - p.low); });

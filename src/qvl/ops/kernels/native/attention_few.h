@@ -69,7 +69,7 @@ static inline void prepare_queries(const Attention& a, const Piece& piece, typen
         for (int64_t i = 0; i < piece.rows; ++i) Dots::prepare(to + i * padded, query<uint16_t>(a, piece, i), a.D);
 }
 
-template <class T, class Dots>
+template <class Source, class Dots>
 static void attend_few(const Attention& a, const Piece& piece) {
     using Input = typename Dots::Input;
     const Head head = head_of(a, piece.sequence, piece.head);
@@ -81,15 +81,16 @@ static void attend_few(const Attention& a, const Piece& piece) {
     for (int64_t key = piece.low; key < piece.high; key += FEW_KEYS) {
         const int64_t count = smaller(FEW_KEYS, piece.high - key);
         int64_t row;
-        const auto* keys = Stored<T>::block(head, false, key, count, a.D, row);
-        const char* coming = head.values + key * a.D * static_cast<int64_t>(sizeof(T));
-        score_few<Dots>(keys, row, count, a.D, queries, padded, rows, scores, coming,
-                        a.D * static_cast<int64_t>(sizeof(T)));
+        const auto* keys = Source::block(head, false, key, count, a.D, row);
+        const char* coming = head.values + key * a.D * static_cast<int64_t>(sizeof(typename Source::Kept));
+        const int64_t wide = row == a.D ? a.D : padded;  // widened rows end in zeros
+        score_few<Dots>(keys, row, count, wide, queries, padded, rows, scores, coming,
+                        a.D * static_cast<int64_t>(sizeof(typename Source::Kept)));
         weigh_rows(a, piece, head, scores, SCORES, key, count, r);
-        const auto* values = Stored<T>::block(head, true, key, count, a.D, row);
+        const auto* values = Source::block(head, true, key, count, a.D, row);
         for (int64_t i = 0; i < rows; i += WEIGH_ROWS)
-            value_rows<typename Stored<T>::Read, WEIGH_ROWS>(smaller(WEIGH_ROWS, rows - i), scores + i * SCORES, values,
-                                                             row, count, a.D, r.out + i * r.width, r.width);
+            value_rows<typename Source::Read, WEIGH_ROWS>(smaller(WEIGH_ROWS, rows - i), scores + i * SCORES, values,
+                                                             row, count, row, r.out + i * r.width, r.width);
     }
     write_results(a, piece, r);
 }

@@ -41,7 +41,7 @@ static inline void multiply_panels(const float* x, int64_t stride, int64_t rows,
                                      depth, out + m * out_stride + p * PANEL, out_stride, fresh);
 }
 
-template <class T>
+template <class Source>
 static void attend_many(const Attention& a, const Piece& piece) {
     const Head head = head_of(a, piece.sequence, piece.head);
     const int64_t D = a.D, rows = piece.rows, width = padded_width(D);
@@ -54,11 +54,11 @@ static void attend_many(const Attention& a, const Piece& piece) {
     for (int64_t key = piece.low; key < piece.high; key += MANY_KEYS) {
         const int64_t count = smaller(MANY_KEYS, piece.high - key);
         int64_t row;
-        const auto* keys = Stored<T>::block(head, false, key, count, D, row);
+        const auto* keys = Source::block(head, false, key, count, D, row);
         key_panels(keys, row, count, D, panels);
         multiply_panels(queries, D, rows, panels, count, D, scores, MANY_KEYS, true);
         weigh_rows(a, piece, head, scores, MANY_KEYS, key, count, r);
-        const auto* values = Stored<T>::block(head, true, key, count, D, row);
+        const auto* values = Source::block(head, true, key, count, D, row);
         value_panels(values, row, count, D, panels);
         multiply_panels(scores, MANY_KEYS, rows, panels, D, count, r.out, width, false);
     }

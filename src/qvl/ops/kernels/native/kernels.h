@@ -42,19 +42,19 @@ struct QuantizedProduct {
 enum Storage : int { STORED_FLOAT32 = 0, STORED_BFLOAT16 = 1, STORED_INT8 = 2 };
 
 // out (T, H, D) = attention of the queries of N sequences that lie end to end, to the keys of their own.
-// Names of sizes: T tokens, H query heads, G key heads, D width of a head.
+// Names of sizes: T queries, H query heads, G key heads, D width of a head.
 struct Attention {
     DType dtype;      // of q, k, v and out
     Storage storage;  // of the buffers
     const void *q, *k, *v;  // of the new tokens; keys and values are written into the buffers
     void* out;
     const int64_t* buffers;  // N x 5: addresses of keys, values, key scales, value scales; elements from head to head
-    const int64_t* lengths;  // N x 2: keys that were there before, new tokens
+    const int64_t* lengths;  // N x 3: keys that were there before, new tokens, and how many of these, from the end, ask
     int64_t N, H, G, D, q_stride, k_stride, v_stride;
     int64_t window;  // keys that a token sees at most, itself included; 0: all
     float scale;
     int threads;
-    const int64_t* starts;  // N: the first token of each sequence; filled in by the kernel
+    const int64_t* starts;  // N: the first query of each sequence; filled in by the kernel
 };
 
 // y (rows, width) = weight x / sqrt(mean(x^2) + eps), row by row; rows of x are `stride` elements apart.
