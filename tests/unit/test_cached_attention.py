@@ -1,4 +1,4 @@
-"""The attention kernel over caches, on every instruction set here, against plain softmax attention in float64."""
+"""The attention kernel over caches, on every instruction set here, against softmax in float64."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def expected(q_THD: Tensor, k_GSD: Tensor, v_GSD: Tensor, window: int | None) ->
     return (scores.masked_fill(hidden, -math.inf).softmax(-1) @ v).transpose(0, 1)
 
 
-def run(kernels: Kernels, case: Case, dtype: torch.dtype, stored: torch.dtype) -> tuple[Tensor, Tensor, float]:
+def run(
+    kernels: Kernels, case: Case, dtype: torch.dtype, stored: torch.dtype
+) -> tuple[Tensor, Tensor, float]:
     """The kernel's answer, the expected one, and how far what was written is from what was given."""
     torch.manual_seed(0)
     made, T = buffers(case, stored), sum(case.counts)

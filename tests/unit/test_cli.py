@@ -153,6 +153,18 @@ class TestAsk:
         assert boxes(answer, [], 14) == []
         assert boxes(answer, [*rows, {"width": 9, "height": 9, "grid": [1, 4, 8]}], 14) is None
 
+    def test_the_format_of_the_cache_reaches_generate(self, run, model, monkeypatch):
+        import torch
+
+        from qvl.engine.runner import Runner
+
+        made, real = [], Runner._new_kv
+        monkeypatch.setattr(Runner, "_new_kv", lambda self, n: made.append(real(self, n)) or made[-1])
+        words = ["ask", "Who?", "-m", model, "--max-new-tokens", 2]
+        for given, stored in (([], None), (["--kv-dtype", "int8"], torch.int8)):
+            assert run(*words, *given)[0] == 0
+            assert made.pop().stored == stored
+
     def test_sampling_with_a_seed_repeats(self, run, model):
         words = ["ask", "Who?", "-m", model, "--max-new-tokens", 8, "--temperature", 1.5, "--seed", 3]
         assert run(*words)[1] == run(*words)[1]

@@ -1,4 +1,4 @@
-"""Norm, rotary turn and gate: every instruction set against torch's operators, odd sizes, and when torch is taken."""
+"""Norm, rotary turn and gate: every instruction set against torch's operators; what goes to torch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The kernel for many queries: every instruction set against the definition, odd sizes, and when torch is taken."""
+"""The kernel for many queries: every instruction set against the definition; what goes to torch."""
 
 import pytest
 import torch
@@ -63,7 +63,15 @@ def test_random_sizes(offered, seed):  # noqa: F811
     k_lengths = [draw(1, 280) for _ in range(3)]
     q_lengths = [draw(1, length + 1) for length in k_lengths]
     window = draw(1, 200) if seed % 2 else None
-    check(offered, q_lengths, k_lengths, (shared * kv_heads, kv_heads, draw(1, 100)), torch.float32, True, window)
+    check(
+        offered,
+        q_lengths,
+        k_lengths,
+        (shared * kv_heads, kv_heads, draw(1, 100)),
+        torch.float32,
+        True,
+        window,
+    )
 
 
 def test_the_backend_takes_it_for_many_queries_only(monkeypatch):

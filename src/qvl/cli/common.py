@@ -21,6 +21,7 @@ from qvl.cli.streams import say
 from qvl.errors import InputError
 
 if TYPE_CHECKING:
+    from qvl.cli.options import KvDtype
     from qvl.generation.config import GenerationConfig
     from qvl.modeling import Qwen2_5_VLForConditionalGeneration
     from qvl.processing.features import BatchFeature

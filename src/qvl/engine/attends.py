@@ -1,8 +1,7 @@
 """Attention of a step's new tokens to all keys of their sequences: one callable for each layer.
 
-On the CPU, and where no gradient is wanted, one kernel call for each layer writes the new keys of all sequences
-and attends to them where they lie. Elsewhere torch does it sequence by sequence, which is also what the kernel is
-tested against.
+On the CPU, and where no gradient is wanted, one kernel call for each layer writes the new keys of all
+sequences and attends to them where they lie. Elsewhere torch does it, sequence by sequence.
 
 Legend: T new tokens, N sequences with one new token each, S all keys (cached and new), D head width, H query
 heads, G key/value heads.
@@ -44,7 +43,8 @@ def cached_attends(
     steps = [step] * len(windows)
     if samples is not None:
         steps[-1] = _Step(backend, kvs, lengths, list(samples))
-    return [partial(s.attend, layer, window) for layer, (s, window) in enumerate(zip(steps, windows, strict=True))]
+    layers = enumerate(zip(steps, windows, strict=True))
+    return [partial(step.attend, layer, window) for layer, (step, window) in layers]
 
 
 class _Step:
@@ -58,9 +58,7 @@ class _Step:
         self.decoding = backend is sdpa_attention and all(length == 1 for length in (*lengths, *queries))
         self.kernel_step: CachedAttention | None = None
 
-    def attend(
-        self, layer: int, window: int | None, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor
-    ) -> Tensor:
+    def attend(self, layer: int, window: int | None, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         if self.kernels is not None and _is_plain(q_THD, k_TGD, v_TGD):
             if self.kernel_step is None:
                 self.kernel_step = self._kernel_step(self.kernels, k_TGD)
@@ -71,12 +69,13 @@ class _Step:
             return _decoded(self.kvs, layer, window, q_THD, k_TGD, v_TGD)
         if len(self.kvs) == 1:
             return self._one(layer, window, self.kvs[0], q_THD, k_TGD, v_TGD)
-        pieces = (t.split(n) for t, n in ((q_THD, self.queries), (k_TGD, self.lengths), (v_TGD, self.lengths)))
+        rows = (self.queries, self.lengths, self.lengths)
+        pieces = (t.split(n) for t, n in zip((q_THD, k_TGD, v_TGD), rows, strict=True))
         parts = zip(self.kvs, *pieces, strict=True)
         return torch.cat([self._one(layer, window, *part) for part in parts])
 
     def _kernel_step(self, offered: Kernels, k_TGD: Tensor) -> CachedAttention | None:
-        """The step as the kernel takes it; None where a cache lies elsewhere or is of a kind it does not read."""
+        """The step as the kernel takes it; None where a cache lies elsewhere or is of another kind."""
         for kv in self.kvs:
             kv.check(k_TGD)
         tables = [kv.make_room(count, k_TGD) for kv, count in zip(self.kvs, self.lengths, strict=True)]

@@ -27,6 +27,7 @@ from qvl.engine.sampler import Choice, Sampler, choose_together, extend, is_plai
 from qvl.engine.scheduler import Scheduler, Step, Work
 from qvl.engine.sequence import Hooks, Sequence
 from qvl.errors import GenerationError
+from qvl.ops.likeliest import likeliest
 from qvl.types import Delta, Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ Request = Sequence | BeamSearch
 @dataclass(frozen=True)
 class EngineSettings:
     """``max_step_tokens``: tokens that one pass through the network computes; long prompts are cut into such
-    pieces. ``max_sequences``: sequences (beams counted) that are under way at the same time. ``kv_dtype``: what
-    new caches keep keys and values in, float32, bfloat16 or int8; None: as the network computes.
+    pieces. ``max_sequences``: sequences (beams counted) that are under way at the same time. ``kv_dtype``:
+    what new caches keep keys and values in, float32, bfloat16 or int8; None: as the network computes.
     """
 
     max_step_tokens: int = 2048
@@ -221,7 +222,7 @@ class Engine:
         for work in step.work:
             _report_progress(work)
         plain = any(w.samples and is_plain(w.sequence) for w in step.work)
-        likeliest: list[int] = logits_NV.argmax(dim=-1).tolist() if plain else []
+        best_ids: list[int] = likeliest(logits_NV).tolist() if plain else []
         shared = [(w.sequence, logits_NV[s]) for w, s in zip(step.work, slices, strict=True) if _is_shared(w)]
         choices = dict(zip([s.id for s, _ in shared], choose_together(shared), strict=True))
         deltas: list[Delta] = []
@@ -230,7 +231,7 @@ class Engine:
             if not work.samples:
                 continue
             if group is None:
-                best = likeliest[rows] if is_plain(sequence) else None
+                best = best_ids[rows] if is_plain(sequence) else None
                 deltas.append(self._extend(sequence, logits_NV[rows], best, choices.get(sequence.id)))
             elif sequence is group.lanes[-1]:  # lanes lie side by side: the last one speaks for all
                 deltas += self._advance_beams(group, logits_NV[rows.stop - len(group.lanes) : rows.stop])

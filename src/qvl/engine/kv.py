@@ -1,8 +1,8 @@
 """The keys and values that one sequence has left behind.
 
 This file knows tensors and lengths. It does not know which tokens the keys belong to, who shares a step
-with whom, or that a prompt can be cut into chunks: it writes at the end and shows everything so far. Who reads
-them is in `qvl.engine.attends`.
+with whom, or that a prompt can be cut into chunks: it writes at the end and shows everything so far. Who
+reads them is in `qvl.engine.attends`.
 
 Legend: T new tokens, S all keys (cached and new), D head width, G key/value heads.
 """
@@ -27,8 +27,8 @@ class SequenceKV:
     whose keys arrive on another device or in another dtype (a model spread over devices, autocast) moves
     its still empty buffer there.
 
-    ``stored``: the dtype that keys are kept in, float32, bfloat16 or int8 (each 32 values with a scale of their
-    own, 8.5 bits a value); None keeps them as the model writes them.
+    ``stored``: the dtype that keys are kept in, float32, bfloat16 or int8 (each 32 values with a scale of
+    their own, 8.5 bits a value); None keeps them as the model writes them.
     """
 
     draft: Any = None  # what a draft model keeps of the same tokens; see `qvl.engine.draft`
@@ -82,7 +82,7 @@ class SequenceKV:
         return first.dtype if all(k.cells.is_cpu for k in self._keys) else None
 
     def write(self, layer: int, k_TGD: Tensor, v_TGD: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new keys behind the ``length`` known ones; ``(k_SGD, v_SGD)`` of all come back, as views if possible.
+        """Put new keys behind the ``length`` known ones; ``(k_SGD, v_SGD)`` of all come back.
 
         ``length`` itself moves only with `advance`, once every layer has written.
         """
@@ -101,25 +101,27 @@ class SequenceKV:
         return keys.read(end, k_TGD.dtype), values.read(end, v_TGD.dtype)
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        """``(k_SGD, v_SGD)`` of the first ``length`` tokens, views where they are stored as the model writes them."""
+        """``(k_SGD, v_SGD)`` of the first ``length`` tokens, in the dtype in which the model writes them."""
         k_GSD, v_GSD = (b[layer].read(self.length, self._dtype) for b in (self._keys, self._values))
         return k_GSD.transpose(0, 1), v_GSD.transpose(0, 1)
 
     def make_room(self, count: int, like: Tensor) -> Tensor:
         """Room for ``count`` tokens in all layers; int64 (layers, 5): where a kernel finds each.
 
-        Addresses of keys, values, key scales and value scales, and the elements from one head to the next. They
-        hold until a buffer grows, so this is asked before every step, and made anew only then.
+        Addresses of keys, values, key scales and value scales, and the elements from one head to the next.
+        They hold until a buffer grows, so this is asked before every step, and made anew only then.
         """
         needed = self.length + count
         if self._table is None or needed > self._table_room or like.dtype != self._dtype:
             for layer in range(self.num_layers):
                 self._reserve(layer, needed, like)
             self._dtype = like.dtype
-            self._table = torch.tensor([
-                [k.addresses[0], v.addresses[0], k.addresses[1], v.addresses[1], k.cells.stride(0)]
-                for k, v in zip(self._keys, self._values, strict=True)
-            ])
+            self._table = torch.tensor(
+                [
+                    [k.addresses[0], v.addresses[0], k.addresses[1], v.addresses[1], k.cells.stride(0)]
+                    for k, v in zip(self._keys, self._values, strict=True)
+                ]
+            )
             self._table_room = self.capacity
         return self._table
 
@@ -181,8 +183,8 @@ class SequenceKV:
             return
         if self.length and not same:
             raise CacheError(
-                f"This cache holds {cells.dtype} keys on {cells.device}, but the model now writes {like.dtype} "
-                f"on {like.device}; use one dtype and one placement from start to end."
+                f"This cache holds {cells.dtype} keys on {cells.device}, but the model now writes "
+                f"{like.dtype} on {like.device}; use one dtype and one placement from start to end."
             )
         if size < needed:
             size = max(needed, 2 * size, SMALLEST_CAPACITY)

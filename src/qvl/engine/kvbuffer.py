@@ -1,4 +1,4 @@
-"""Memory for the keys, or the values, of one layer of one sequence: as they come, in another dtype, or in 8 bits.
+"""Memory for the keys, or the values, of one layer of one sequence: in their dtype, another, or 8 bits.
 
 Legend: T new tokens, S tokens that are shown, D head width, G key/value heads, B scales of a row in 8 bits.
 """
@@ -56,7 +56,7 @@ class Buffer:
             mine.narrow(1, at, len(x_TGD)).transpose(0, 1).copy_(new)
 
     def read(self, end: int, dtype: torch.dtype) -> Tensor:
-        """The first ``end`` tokens, head-major (G, S, D): a view, or a copy where the cells are of another dtype."""
+        """The first ``end`` tokens, head-major (G, S, D): a view, or a copy in another dtype."""
         cells_GSD = self.cells.narrow(1, 0, end)
         if self.scales is not None:
             return dequantize_keys(cells_GSD, self.scales.narrow(1, 0, end), dtype)

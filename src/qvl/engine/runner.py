@@ -69,6 +69,7 @@ class Runner:
         In half precision they differ so much that a near-tie falls another way every few hundred tokens.
         """
         exact = torch.get_float32_matmul_precision() == "highest"
+        exact = exact and self.kv_dtype in (None, torch.float32)
         return self.can_guess and exact and self.decoder.embed_tokens.weight.dtype == torch.float32
 
     def admit(self, sequence: Sequence, kv: SequenceKV | None) -> None:

@@ -70,7 +70,7 @@ def check_values(config: GenerationConfig) -> None:
 
 
 def _rules() -> Iterator[Rule]:
-    yield Rule(("kv_dtype",), lambda value: value in KV_DTYPES, f"None or one of {', '.join(KV_DTYPES)}")
+    yield Rule(("kv_dtype",), lambda v: v in KV_DTYPES, f"None or one of {', '.join(KV_DTYPES)}")
     yield Rule(
         (
             "max_new_tokens",

@@ -5,7 +5,7 @@ Legend: T rows, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from qvl.ops.norm import rms_norm
 
 Activation = Callable[[Tensor], Tensor]
 
-# Between the products of a feed-forward layer, at once and where nothing is trained: 24 MB of float32. It is several
-# times as wide as its input, and up to 32 MB the allocator hands out memory that was used before; fresh memory costs
-# a page fault every 4 kB.
+# Between the products of a feed-forward layer, at once and where nothing is trained: 24 MB of float32. It is
+# several times as wide as its input. Up to 32 MB the allocator hands out memory that was used before; fresh
+# memory costs a page fault every 4 kB.
 MLP_VALUES = 6 * 2**20
 
 
@@ -56,7 +56,7 @@ class SwiGLU(nn.Module):
         parts = -(-x_TD.shape[0] * self.inner // MLP_VALUES)
         if parts < 2 or not x_TD.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._rows(x_TD)
-        return torch.cat([self._rows(part_TD) for part_TD in x_TD.chunk(parts)])
+        return joined((self._rows(part_TD) for part_TD in x_TD.chunk(parts)), len(x_TD))
 
     def _rows(self, x_TD: Tensor) -> Tensor:
         gate, up = self.gate_proj(x_TD), self.up_proj(x_TD)
@@ -110,6 +110,20 @@ def _squared_relu(x: Tensor) -> Tensor:
 
 def _identity(x: Tensor) -> Tensor:
     return x
+
+
+def joined(parts: Iterable[Tensor], rows: int) -> Tensor:
+    """Parts that have ``rows`` rows together, end to end, as they come: none is kept beside the whole.
+
+    Not for what needs a gradient.
+    """
+    whole, start = torch.empty(0), 0
+    for part in parts:
+        if not start:
+            whole = part.new_empty(rows, *part.shape[1:])
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
 
 
 def run_block(block: nn.Module, *arguments: Any, recompute: bool) -> Tensor:

@@ -76,13 +76,13 @@ class TextDecoder(nn.Module):
         hidden_states: list[Tensor] | None = None,
         rows_N: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (T, D) after the final norm; (N, D) of the rows ``rows_N`` where those are all that is wanted.
+        """Hidden states after the final norm: (T, D), or (N, D) where ``rows_N`` names those that are wanted.
 
         x_TD: embeddings of packed sequences. positions_3T: integer positions (time, height, width).
         attends: one per layer. lengths: tokens of each sequence. extents: see ``Rotary``. hidden_states:
-        receives the input of every layer and then the output, in transformers' order. rows_N: indices; the last
-        layer computes nothing but keys and values for the other rows, and its attend gets the queries of these
-        only. Raises InputError if the arguments do not fit each other.
+        receives the input of every layer and then the output, in transformers' order. rows_N: indices; for
+        all other rows the last layer computes nothing but keys and values, and its attend gets no queries.
+        Raises InputError if the arguments do not fit each other.
         """
         self._check(x_TD, positions_3T, attends, lengths)
         cos_TF, sin_TF = self.rotary(positions_3T, lengths, extents, x_TD.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qvl.errors import InputError
 from qvl.network.geometry import Layout, as_grids, layout
-from qvl.network.layers import RMSNorm, SwiGLU, initialise, run_block
+from qvl.network.layers import RMSNorm, SwiGLU, initialise, joined, run_block
 from qvl.ops.attention import Attend, Backend, get_backend, packed_attend
 from qvl.ops.linear import Linear, linear
 from qvl.ops.rope import apply_rotary, vision_rotary
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 EPS = 1e-6  # of every norm in the tower; the config has no say
 
-# Windows go through a block in parts of about so many patches, on a CPU and where nothing is trained: what lies
-# between the layers (three times as wide as a patch) is then small enough for memory to be used again. Fresh memory
-# costs a page fault every 4 kB, and for a large picture it would be most of the memory needed.
+# Windows go through a block in parts of about so many patches, on a CPU and where nothing is trained: what
+# lies between the layers (three times as wide as a patch) is then small enough for memory to be used again.
+# Fresh memory costs a page fault every 4 kB, and for a large picture it would be most of the memory needed.
 PART_ROWS = 1024
 
 Part = tuple[int, Attend]
@@ -90,8 +90,7 @@ class VisionTower(nn.Module):
         """Of each block: parts of windows, or everything at once where frames are attended to as a whole."""
         backend = get_backend(self.attention_backend)
         frames = [_part(backend, plan.frame_lengths)]
-        in_parts = device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        groups = _grouped(plan.window_lengths, PART_ROWS) if in_parts else [plan.window_lengths]
+        groups = _grouped(plan.window_lengths, PART_ROWS) if _in_parts(device) else [plan.window_lengths]
         windows = [_part(backend, lengths) for lengths in groups]
         full = self.config.fullatt_block_indexes
         return [frames if i in full else windows for i in range(len(self.blocks))]
@@ -132,14 +131,19 @@ class VisionBlock(nn.Module):
 
     def forward(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, parts: Sequence[Part]) -> Tensor:
         """``parts``: cover the patches in order; each is taken through the whole block by itself."""
+        if len(parts) == 1:
+            return self._part(x_PD, cos_PF, sin_PF, parts[0][1])
         rows = [count for count, _ in parts]
         pieces = zip(x_PD.split(rows), cos_PF.split(rows), sin_PF.split(rows), parts, strict=True)
-        done = [self._part(x, cos, sin, attend) for x, cos, sin, (_, attend) in pieces]
-        return done[0] if len(done) == 1 else torch.cat(done)
+        return joined((self._part(x, cos, sin, attend) for x, cos, sin, (_, attend) in pieces), len(x_PD))
 
     def _part(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, attend: Attend) -> Tensor:
         x_PD = x_PD + self.attn(self.norm1(x_PD), cos_PF, sin_PF, attend)
         return x_PD + self.mlp(self.norm2(x_PD))
+
+
+def _in_parts(device: torch.device) -> bool:
+    return device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def _part(backend: Backend, lengths: Sequence[int]) -> Part:
@@ -167,12 +171,31 @@ class VisionAttention(nn.Module):
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, attend: Attend) -> Tensor:
+        q_PHE, k_PHE, v_PHE = self._project(x_PD, cos_PF, sin_PF)
+        return self.proj(attend(q_PHE, k_PHE, v_PHE).flatten(1))
+
+    def _project(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values (P, H, E), the first two turned to their places.
+
+        Of many patches piece by piece, into one tensor: what is there before the turn is not kept as well.
+        """
+        if len(x_PD) < 2 * PART_ROWS or not _in_parts(x_PD.device):
+            turned_PHE, v_PHE = self._turned(x_PD, cos_PF, sin_PF)
+            return (*turned_PHE.chunk(2, dim=1), v_PHE)
+        for start in range(0, len(x_PD), PART_ROWS):
+            rows = slice(start, start + PART_ROWS)
+            turned_PHE, v_PHE = self._turned(x_PD[rows], cos_PF[rows], sin_PF[rows])
+            heads = v_PHE.shape[1]
+            if not start:
+                qkv_PHE = v_PHE.new_empty(len(x_PD), 3 * heads, self.head_dim)
+            qkv_PHE[rows, : 2 * heads], qkv_PHE[rows, 2 * heads :] = turned_PHE, v_PHE
+        return qkv_PHE.chunk(3, dim=1)
+
+    def _turned(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys side by side, and values. Angles are float32: half precision widens to turn."""
         qkv_PHE = self.qkv(x_PD).unflatten(-1, (-1, self.head_dim))
         heads = qkv_PHE.shape[1] // 3
-        # Queries and keys turn together. cos and sin are float32: half precision is widened for the turn.
-        q_PHE, k_PHE = apply_rotary(qkv_PHE[:, : 2 * heads], cos_PF, sin_PF).split(heads, dim=1)
-        v_PHE = qkv_PHE[:, 2 * heads :]
-        return self.proj(attend(q_PHE, k_PHE, v_PHE).flatten(1))
+        return apply_rotary(qkv_PHE[:, : 2 * heads], cos_PF, sin_PF), qkv_PHE[:, 2 * heads :]
 
 
 class PatchMerger(nn.Module):

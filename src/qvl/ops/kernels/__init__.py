@@ -69,7 +69,7 @@ class Kernels:
         self._product = library.qvl_product
         self._quantized_product = library.qvl_quantized_product
         self._attention = library.qvl_attention
-        # As they are in C, without their first argument: `elementwise` and `packed` beside this file call them.
+        # As in C, without their first argument; `elementwise` and `packed` beside this file call them.
         self.packed_attention = partial(library.qvl_packed_attention, self._handle)
         self.rms_norm = partial(library.qvl_rms_norm, self._handle)
         self.rotary = partial(library.qvl_rotary, self._handle)
@@ -147,10 +147,12 @@ class Kernels:
 
 
 def kernels() -> Kernels | None:
-    """The kernels to use, or None where there are none or QVL_KERNELS is "off".
+    """The kernels to use, or None where there are none, QVL_KERNELS is "off", or `torch.compile` is tracing.
 
     Raises UnsupportedError for a name in QVL_KERNELS that is not to be had.
     """
+    if torch.compiler.is_compiling():
+        return None
     return load(os.environ.get("QVL_KERNELS", ""))
 
 

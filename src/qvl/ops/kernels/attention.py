@@ -1,7 +1,7 @@
 """The attention kernel's side of Python: how a step is handed over, and what keys look like in 8 bits.
 
-Legend: N sequences, T new tokens of all of them, H query heads, G key/value heads, D head width, S keys, B groups
-of `SCALE_GROUP` values along D.
+Legend: N sequences, T new tokens of all of them, H query heads, G key/value heads, D head width, S keys,
+B groups of `SCALE_GROUP` values along D.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class _Arguments(ctypes.Structure):
 class CachedAttention:
     """Attention of one step of N sequences, each with buffers of its own that it writes its new keys into.
 
-    ``buffers``: int64 (layers, N, 5), for each the addresses of keys, values, key scales and value scales, and
-    the elements from one head to the next: keys lie as (G, capacity, D). ``past``, ``counts``: keys that are
-    there already, and new tokens, of each sequence. ``queries``: how many of the new tokens of each, from the
-    end, ask; None: all. ``stored``: the dtype of the buffers, which must outlive this object.
+    ``buffers``: int64 (layers, N, 5), for each the addresses of keys, values, key scales and value scales,
+    and the elements from one head to the next: keys lie as (G, capacity, D). ``past``, ``counts``: keys
+    that are there already, and new tokens, of each sequence. ``queries``: how many of the new tokens of
+    each, from the end, ask; None: all. ``stored``: the dtype of the buffers, which must outlive this object.
     """
 
     def __init__(
@@ -56,14 +56,13 @@ class CachedAttention:
         self._buffers = buffers
         self._lengths = torch.tensor(list(zip(past, counts, queries or counts, strict=True)))
         self._bytes = buffers.stride(0) * 8
-        self._arguments = _Arguments(
-            storage=STORED[stored], lengths=self._lengths.data_ptr(), N=len(counts)
-        )
+        self._arguments = _Arguments(storage=STORED[stored], lengths=self._lengths.data_ptr(), N=len(counts))
 
     def __call__(self, layer: int, window: int | None, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         """Write the new keys and attend causally to all of them: (T, H, D) in the dtype of ``q_THD``.
 
-        ``q_THD``: of those tokens that ask, T in all, which may be fewer than the new keys. All three of one dtype, float32 or bfloat16; each token's heads lie side by side.
+        ``q_THD``: of those tokens that ask, T in all, which may be fewer than the new keys. All three of one
+        dtype, float32 or bfloat16; each token's heads lie side by side.
         """
         T, H, D = q_THD.shape
         out_THD = q_THD.new_empty(T, H, D)

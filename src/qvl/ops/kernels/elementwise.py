@@ -30,7 +30,7 @@ def rms_norm(offered: Kernels, x_TD: Tensor, weight_D: Tensor, eps: float) -> Te
 
 
 def rotary(offered: Kernels, x_THE: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
-    """(T, H, E), contiguous. The last axis of x contiguous, angles contiguous, in the dtype of x or float32."""
+    """(T, H, E), contiguous. x along E and the angles contiguous; these in the dtype of x or float32."""
     T, H, E = x_THE.shape
     y_THE = torch.empty(T, H, E, dtype=x_THE.dtype)
     offered.rotary(

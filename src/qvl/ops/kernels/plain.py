@@ -1,4 +1,4 @@
-"""Which tensors an address says all about, so that a compiled kernel may take them in place of torch's operators."""
+"""Which tensors an address says all about, so that a kernel may take them instead of torch."""
 
 from __future__ import annotations
 
