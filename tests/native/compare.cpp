@@ -97,6 +97,47 @@ bool compare(const qvl::Kernels& set, const qvl::Kernels& reference, int64_t M, 
     return good;
 }
 
+// Two sequences with caches of every kind: one decodes behind `past` keys, the other brings a prompt.
+template <class T>
+bool compare_attention(const qvl::Kernels& set, const qvl::Kernels& reference, int64_t past, int64_t prompt, int64_t D,
+                       int64_t window) {
+    constexpr int64_t H = 4, G = 2;
+    const int64_t new_tokens = 1 + prompt, capacity = past + prompt + 1, groups = (D + 31) / 32;
+    const auto q = numbers<T>(new_tokens * H * D), k = numbers<T>(new_tokens * G * D), v = numbers<T>(new_tokens * G * D);
+    const int64_t lengths[] = {past, 1, 1, 0, prompt, prompt};
+    bool good = true;
+    for (const auto storage : {qvl::STORED_FLOAT32, qvl::STORED_BFLOAT16, qvl::STORED_INT8}) {
+        std::vector<T> answers[2];
+        for (const int which : {0, 1}) {
+            // The past is written by the kernels too: a step that brings all of it.
+            std::vector<float> cells(4 * G * capacity * D);
+            std::vector<uint16_t> scales(4 * G * capacity * groups);
+            std::vector<int64_t> table;
+            for (int64_t n = 0; n < 2; ++n) {
+                for (int64_t i = 0; i < 2; ++i)
+                    table.push_back(reinterpret_cast<int64_t>(cells.data() + (2 * n + i) * G * capacity * D));
+                for (int64_t i = 0; i < 2; ++i)
+                    table.push_back(reinterpret_cast<int64_t>(scales.data() + (2 * n + i) * G * capacity * groups));
+                table.push_back(capacity * D);
+            }
+            const auto& kernels = which ? reference : set;
+            std::mt19937 same_past(7);
+            std::vector<T> before(past * H * D), out(past * H * D);
+            for (auto& x : before) x = as<T>(std::uniform_real_distribution<float>(-1, 1)(same_past));
+            const int64_t first[] = {0, past, past};
+            const float scale = 1 / std::sqrt(static_cast<float>(D));
+            const qvl::DType dtype = sizeof(T) == 4 ? qvl::FLOAT32 : qvl::BFLOAT16;
+            kernels.attention({dtype, storage, before.data(), before.data(), before.data(), out.data(), table.data(), first,
+                               1, H, G, D, H * D, H * D, H * D, 0, scale, 1, nullptr});
+            answers[which].resize(new_tokens * H * D);
+            kernels.attention({dtype, storage, q.data(), k.data(), v.data(), answers[which].data(), table.data(), lengths, 2,
+                               H, G, D, H * D, G * D, G * D, window, scale, 1, nullptr});
+        }
+        good &= same("attention", answers[0], answers[1], sizeof(T) == 4 ? 1e-5f : 1e-2f);
+    }
+    return good;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -110,6 +151,11 @@ int main(int count, char** arguments) {
     for (const auto& [M, N, K] : sizes) {
         good &= compare<float>(*set, *reference, M, N, K);
         good &= compare<uint16_t>(*set, *reference, M, N, K);
+    }
+    const int64_t shapes[][4] = {{1, 1, 16, 0}, {50, 3, 24, 0}, {130, 40, 13, 0}, {60, 70, 80, 0}, {300, 90, 32, 17}};
+    for (const auto& [past, prompt, D, window] : shapes) {
+        good &= compare_attention<float>(*set, *reference, past, prompt, D, window);
+        good &= compare_attention<uint16_t>(*set, *reference, past, prompt, D, window);
     }
     std::printf("%s %s\n", set->name, good ? "agrees with scalar" : "DIFFERS from scalar");
     return !good;

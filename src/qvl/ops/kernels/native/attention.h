@@ -50,13 +50,15 @@ struct Piece {
 
 // One key head of one sequence.
 struct Head {
-    const char *keys, *values;
-    const uint16_t *key_scales, *value_scales;  // 8 bits only
+    char *keys, *values;
+    uint16_t *key_scales, *value_scales;  // 8 bits only
     int64_t past;
 };
 
 static inline int64_t scale_groups(int64_t D) { return blocks(D, SCALE_GROUP); }
-static inline int64_t bytes_of(Storage storage) { return storage == STORED_FLOAT32 ? 4 : storage == STORED_BFLOAT16 ? 2 : 1; }
+static inline int64_t bytes_of(Storage storage) {
+    return storage == STORED_FLOAT32 ? 4 : storage == STORED_BFLOAT16 ? 2 : 1;
+}
 
 // Keys before the first query, and queries.
 static inline int64_t past_of(const Attention& a, int64_t sequence) {
@@ -69,10 +71,10 @@ static inline Head head_of(const Attention& a, int64_t sequence, int64_t head) {
     const int64_t* buffer = a.buffers + sequence * 5;
     const int64_t offset = head * buffer[4] * bytes_of(a.storage);
     const int64_t scales = head * (buffer[4] / a.D) * scale_groups(a.D);
-    return {reinterpret_cast<const char*>(buffer[0]) + offset,
-            reinterpret_cast<const char*>(buffer[1]) + offset,
-            reinterpret_cast<const uint16_t*>(buffer[2]) + scales,
-            reinterpret_cast<const uint16_t*>(buffer[3]) + scales,
+    return {reinterpret_cast<char*>(buffer[0]) + offset,
+            reinterpret_cast<char*>(buffer[1]) + offset,
+            reinterpret_cast<uint16_t*>(buffer[2]) + scales,
+            reinterpret_cast<uint16_t*>(buffer[3]) + scales,
             past_of(a, sequence)};
 }
 
@@ -136,8 +138,8 @@ static void store_new(const Attention& a) {
                 for (int64_t t = task * 64; t < smaller(count, task * 64 + 64); ++t) {
                     const auto* k = static_cast<const T*>(a.k) + (first + t) * a.k_stride + g * a.D;
                     const auto* v = static_cast<const T*>(a.v) + (first + t) * a.v_stride + g * a.D;
-                    store_key(a, const_cast<char*>(head.keys), const_cast<uint16_t*>(head.key_scales), past + t, k);
-                    store_key(a, const_cast<char*>(head.values), const_cast<uint16_t*>(head.value_scales), past + t, v);
+                    store_key(a, head.keys, head.key_scales, past + t, k);
+                    store_key(a, head.values, head.value_scales, past + t, v);
                 }
             }
         });
@@ -179,7 +181,8 @@ static inline void weigh(float* scores, int64_t count, int64_t a, int64_t b, flo
     if (most > r.most[i]) {
         if (r.total[i] != 0) {
             const F shrink = exp2_of(set1((r.most[i] - most) * unit));
-            for (int64_t d = 0; d < r.width; d += W) store(r.out + i * r.width + d, mul(load(r.out + i * r.width + d), shrink));
+            float* out = r.out + i * r.width;
+            for (int64_t d = 0; d < r.width; d += W) store(out + d, mul(load(out + d), shrink));
             r.total[i] *= one_exp2_of((r.most[i] - most) * unit);
         }
         r.most[i] = most;
@@ -237,7 +240,8 @@ static inline void write_results(const Attention& a, const Piece& piece, const R
 template <class T>
 static inline const T* query(const Attention& a, const Piece& piece, int64_t i) {
     const int64_t R = a.H / a.G, row = piece.first + i;
-    return static_cast<const T*>(a.q) + (a.starts[piece.sequence] + row / R) * a.q_stride + (piece.head * R + row % R) * a.D;
+    const auto* token = static_cast<const T*>(a.q) + (a.starts[piece.sequence] + row / R) * a.q_stride;
+    return token + (piece.head * R + row % R) * a.D;
 }
 
 static inline void widen_queries(const Attention& a, const Piece& piece, float* to, int64_t padded) {
@@ -248,7 +252,8 @@ static inline void widen_queries(const Attention& a, const Piece& piece, float* 
 }
 
 // 8-bit keys or values as floats, `width` apart.
-static inline void unpack_bytes(float* to, int64_t width, const int8_t* from, const uint16_t* scales, int64_t count, int64_t D) {
+static inline void unpack_bytes(float* to, int64_t width, const int8_t* from, const uint16_t* scales, int64_t count,
+                                int64_t D) {
     const int64_t groups = scale_groups(D);
     for (int64_t k = 0; k < count; ++k)
         for (int64_t g = 0; g < groups; ++g) {
@@ -350,7 +355,8 @@ static void join(const Attention& a, const Piece* pieces, int64_t count) {
 template <class T>
 static void attend_piece(const Attention& a, const Piece& piece) {
     const bool in_place = sizeof(T) > 1 && a.D % W == 0;
-    if (piece.rows > FEW_QUERIES) return in_place ? attend_many<InPlace<T>>(a, piece) : attend_many<Widened<T>>(a, piece);
+    if (piece.rows > FEW_QUERIES)
+        return in_place ? attend_many<InPlace<T>>(a, piece) : attend_many<Widened<T>>(a, piece);
     if (!in_place) return attend_few<Widened<T>, KeyDots<float>>(a, piece);
     if constexpr (sizeof(T) == 2)
         if (a.dtype == BFLOAT16) return attend_few<InPlace<T>, BFloatDots>(a, piece);
