@@ -5,42 +5,18 @@
 // caches hold them. The softmax runs along the keys as they come (arXiv 1805.02867, 2205.14135): nothing as long
 // as the sequence is kept. Work is cut into pieces by rows and, where those are few, by keys: partial results of
 // one block are joined at the end. A piece goes the way for few rows (decoding: dot products along D, every key
-// read from memory once) or for many (prompts: blocks of keys and values unpacked into panels).
+// read from memory once) or for many (prompts: blocks of keys and values copied and multiplied in tiles).
 //
 // Row i of a key head is query i / R of the sequence and query head i % R of those that share it (R = H / G).
 
 constexpr float HIDDEN = -1e30f;          // the score of a key that a row does not see
 constexpr int64_t MOST_WIDTH = DEPTH;     // the widest head
 constexpr int64_t FEW_KEYS = 48;          // keys of a block: their values wait in the nearest cache
-constexpr int64_t MANY_KEYS = 128;
 constexpr int64_t FEW_QUERIES = 24;       // rows of a piece that go the way for few
 constexpr int64_t MANY_QUERIES = 16 * TILE_ROWS;
 constexpr int64_t SHORTEST_PIECE = 256;   // keys
 constexpr int64_t SCORES = FEW_KEYS + 16; // from a row of scores to the next, way for few
 constexpr int64_t SCALE_GROUP = 32;       // values of an 8-bit key that share a scale
-
-template <>
-inline F load_as_float<int8_t>(const int8_t* p) { return load_s8(p); }
-static inline float value(int8_t x) { return x; }
-
-// 2 ** x for x <= 0, down to 2 ** -126; NaN stays NaN.
-static inline F exp2_of(F x) {
-    const F clipped = maximum(set1(-126.0f), x), whole = round_even(clipped), f = sub(clipped, whole);
-    F p = set1(1.54035304e-4f);  // ln(2) ** n / n!
-    p = fma(p, f, set1(1.33335581e-3f));
-    p = fma(p, f, set1(9.61812911e-3f));
-    p = fma(p, f, set1(5.55041087e-2f));
-    p = fma(p, f, set1(2.40226507e-1f));
-    p = fma(p, f, set1(6.93147181e-1f));
-    p = fma(p, f, set1(1.0f));
-    return mul(p, power_of_two(whole));
-}
-
-static inline float one_exp2_of(float x) {
-    float out[W];
-    store(out, exp2_of(set1(x)));
-    return out[0];
-}
 
 struct Piece {
     int64_t sequence, head, first, rows;  // rows first .. first + rows of one key head
@@ -85,66 +61,7 @@ static inline int64_t first_seen(const Attention& a, int64_t past, int64_t t) {
 }
 static inline int64_t end_seen(int64_t past, int64_t t) { return past + t + 1; }
 
-// --- writing new keys and values into the caches ---
-
-static inline void quantize_group(int8_t* to, uint16_t& scale, const float (&x)[SCALE_GROUP], int64_t count) {
-    F most = zero(), broken = zero();
-    for (int64_t i = 0; i < SCALE_GROUP; i += W) {
-        most = maximum(most, absolute(load(x + i)));
-        broken = fma(load(x + i), zero(), broken);  // NaN for NaN and infinity: the scale keeps it
-    }
-    assign(scale, (largest(most) + sum(broken)) / 127.0f);
-    const float unit = bf16_value(scale);
-    const F inverse = set1(unit > 0 ? 1.0f / unit : 0.0f);
-    int8_t whole[SCALE_GROUP];
-    for (int64_t i = 0; i < SCALE_GROUP; i += W)
-        store_s8(whole + i, maximum(set1(-127.0f), minimum(set1(127.0f), round_even(mul(load(x + i), inverse)))));
-    __builtin_memcpy(to, whole, count);
-}
-
-template <class T>
-static inline void store_key(const Attention& a, char* buffer, uint16_t* scales, int64_t at, const T* from) {
-    if (a.storage == STORED_INT8) {
-        for (int64_t g = 0; g < scale_groups(a.D); ++g) {
-            float x[SCALE_GROUP];
-            const int64_t count = smaller(SCALE_GROUP, a.D - g * SCALE_GROUP);
-            widen_row(x, from + g * SCALE_GROUP, count, SCALE_GROUP);
-            quantize_group(reinterpret_cast<int8_t*>(buffer) + at * a.D + g * SCALE_GROUP,
-                           scales[at * scale_groups(a.D) + g], x, count);
-        }
-    } else if (a.storage == STORED_FLOAT32) {
-        widen_row(reinterpret_cast<float*>(buffer) + at * a.D, from, a.D, a.D);
-    } else {
-        auto* to = reinterpret_cast<uint16_t*>(buffer) + at * a.D;
-        int64_t i = 0;
-        for (; i + W <= a.D; i += W) store_bf16(to + i, load_as_float(from + i));
-        for (; i < a.D; ++i) assign(to[i], value(from[i]));
-    }
-}
-
-template <class T>
-static void store_new(const Attention& a) {
-    int64_t total = 0;
-    for (int64_t n = 0; n < a.N; ++n) total += a.lengths[n * 3 + 1];
-    const int threads = total * a.G * a.D < (1 << 16) ? 1 : a.threads;
-    int64_t before = 0;
-    for (int64_t n = 0; n < a.N; ++n) {
-        const int64_t count = a.lengths[n * 3 + 1], past = a.lengths[n * 3], first = before;
-        before += count;
-        // A task takes some tokens, so that one long prompt keeps all threads busy.
-        parallel_for(blocks(count, 64), threads, [&](int64_t task) {
-            for (int64_t g = 0; g < a.G; ++g) {
-                const Head head = head_of(a, n, g);
-                for (int64_t t = task * 64; t < smaller(count, task * 64 + 64); ++t) {
-                    const auto* k = static_cast<const T*>(a.k) + (first + t) * a.k_stride + g * a.D;
-                    const auto* v = static_cast<const T*>(a.v) + (first + t) * a.v_stride + g * a.D;
-                    store_key(a, head.keys, head.key_scales, past + t, k);
-                    store_key(a, head.values, head.value_scales, past + t, v);
-                }
-            }
-        });
-    }
-}
+#include "attention_store.h"
 
 // --- what both ways share ---
 
@@ -166,7 +83,7 @@ static inline Running fresh_running(int64_t rows, int64_t width) {
 }
 
 // Turns the scores of row i for `count` keys, of which it sees those from a up to b, into weights, and takes them
-// into account. `unit`: the scale of scores, for powers of two.
+// into account. `unit`: the scale of scores.
 static inline void weigh(float* scores, int64_t count, int64_t a, int64_t b, float unit, const Running& r, int64_t i) {
     const int64_t padded = rounded_up(count, W);
     if (b <= a) {
@@ -180,21 +97,21 @@ static inline void weigh(float* scores, int64_t count, int64_t a, int64_t b, flo
     const float most = largest(high);
     if (most > r.most[i]) {
         if (r.total[i] != 0) {
-            const F shrink = exp2_of(set1((r.most[i] - most) * unit));
+            const F shrink = exponential(set1((r.most[i] - most) * unit));
             float* out = r.out + i * r.width;
             for (int64_t d = 0; d < r.width; d += W) store(out + d, mul(load(out + d), shrink));
-            r.total[i] *= one_exp2_of((r.most[i] - most) * unit);
+            r.total[i] *= largest(shrink);
         }
         r.most[i] = most;
     }
     F total = zero();
     const F units = set1(unit), top = set1(r.most[i]);
     for (int64_t j = 0; j < padded; j += W) {
-        const F weight = exp2_of(mul(sub(load(scores + j), top), units));
+        const F weight = exponential(mul(sub(load(scores + j), top), units));
         total = add(total, weight);
         store(scores + j, weight);
     }
-    r.total[i] += sum(total);  // a key that is hidden counts 2 ** -126
+    r.total[i] += sum(total);
     for (int64_t j = 0; j < a; ++j) scores[j] = 0;
     for (int64_t j = b; j < padded; ++j) scores[j] = 0;
 }
@@ -207,7 +124,7 @@ static inline void weigh_rows(const Attention& a, const Piece& piece, const Head
         const int64_t t = (piece.first + i) / R;
         const int64_t low = first_seen(a, head.past, t) - key, high = end_seen(head.past, t) - key;
         weigh(scores + i * stride, count, low < 0 ? 0 : smaller(low, count), high < 0 ? 0 : smaller(high, count),
-              a.scale * 1.44269504f, r, i);
+              a.scale, r, i);
     }
 }
 
@@ -342,7 +259,7 @@ static void join(const Attention& a, const Piece* pieces, int64_t count) {
         __builtin_memset(out, 0, width * 4);
         for (int64_t p = 0; p < count; ++p) {
             const float* partial = pieces[p].partial;
-            const float weight = one_exp2_of((most(p) - high) * a.scale * 1.44269504f);
+            const float weight = largest(exponential(set1((most(p) - high) * a.scale)));
             total += weight * partial[rows * (width + 1) + i];
             for (int64_t d = 0; d < width; d += W)
                 store(out + d, fma(set1(weight), load(partial + i * width + d), load(out + d)));

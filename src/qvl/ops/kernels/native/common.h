@@ -1,6 +1,7 @@
 // Small things that every kernel uses. Included inside the namespace of one instruction set.
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t blocks(int64_t total, int64_t size) { return (total + size - 1) / size; }
 static inline int64_t rounded_up(int64_t n, int64_t unit) { return blocks(n, unit) * unit; }
 
@@ -10,6 +11,8 @@ template <>
 inline F load_as_float<float>(const float* p) { return load(p); }
 template <>
 inline F load_as_float<uint16_t>(const uint16_t* p) { return load_bf16(p); }
+template <>
+inline F load_as_float<int8_t>(const int8_t* p) { return load_s8(p); }
 
 static inline float bf16_value(uint16_t bits) {
     const uint32_t wide = static_cast<uint32_t>(bits) << 16;
@@ -19,6 +22,7 @@ static inline float bf16_value(uint16_t bits) {
 }
 static inline float value(float x) { return x; }
 static inline float value(uint16_t x) { return bf16_value(x); }
+static inline float value(int8_t x) { return x; }
 static inline void assign(float& place, float x) { place = x; }
 static inline void assign(uint16_t& place, float x) {
     uint16_t out[W];

@@ -6,11 +6,11 @@
 #include "many_rows.h"
 #include "quantized.h"
 #include "exact.h"
-#include "attention.h"
 #include "functions.h"
 #include "elementwise.h"
+#include "tiles.h"
+#include "attention.h"
 #include "packed_attention.h"
-
 
 // Up to so many rows the way for few is the faster one (benchmarks/kernels.py).
 #ifdef QVL_BF16_DOT
@@ -32,6 +32,6 @@ static void exact(const QuantizedProduct& p, Way way) {
 }
 
 static constexpr Kernels table(const char* name, bool (*runs_here)()) {
-    return {name, runs_here, product, quantized, exact, attention,
-            packed_attention, rms_norm, rotary, silu_product};
+    return {name,      runs_here,        product,  quantized, exact,
+            attention, packed_attention, rms_norm, rotary,    silu_product};
 }
