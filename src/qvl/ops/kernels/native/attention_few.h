@@ -58,7 +58,9 @@ static void score_few(const typename Dots::Weight* keys, int64_t row, int64_t co
         for (int64_t b = k * value_bytes; b < (k + DOT_OUTPUTS) * value_bytes; b += 64) __builtin_prefetch(values + b);
         dot_rows<Dots>(keys + k * row, row, D, queries, padded, rows, scores + k, SCORES);
     }
-    for (; k < count; ++k) dot_single<Dots>(keys + k * row, D, queries, padded, rows, scores + k, SCORES);
+    for (; k < count; ++k)
+        for (int64_t i = 0; i < rows; ++i)
+            scores[i * SCORES + k] = dot_stream<Dots>(keys + k * row, D, queries + i * padded);
 }
 
 // The queries as the dot products want them.

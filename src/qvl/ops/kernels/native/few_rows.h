@@ -114,20 +114,23 @@ static inline void dot_rows(const typename Dots::Weight* w, int64_t K, int64_t d
     }
 }
 
-// One output feature at the end of a weight whose rows do not divide by those of a tile.
+// One weight and one row of x, from end to end. A single row waits for memory, which is read fastest in one stream;
+// so are the output features left over where a weight's rows do not divide by those of a tile.
 template <class Dots>
-static inline void dot_single(const typename Dots::Weight* w, int64_t K, const typename Dots::Input* x, int64_t padded,
-                              int64_t M, float* out, int64_t out_stride) {
-    constexpr int STEP = Dots::STEP;
-    for (int64_t m = 0; m < M; ++m) {
-        F acc = zero();
-        for (int64_t k = 0; k < K; k += STEP) {
-            typename Dots::Weight rest[STEP] = {};
-            __builtin_memcpy(rest, w + k, smaller(STEP, K - k) * sizeof(typename Dots::Weight));
-            acc = Dots::dot(acc, Dots::weights(rest), x + m * padded + k);
-        }
-        out[m * out_stride] = sum(acc);
+static inline float dot_stream(const typename Dots::Weight* w, int64_t K, const typename Dots::Input* x) {
+    constexpr int STEP = Dots::STEP, CHAINS = 4;
+    F acc[CHAINS];
+    for (int i = 0; i < CHAINS; ++i) acc[i] = zero();
+    int64_t k = 0;
+    for (; k + CHAINS * STEP <= K; k += CHAINS * STEP)
+        for (int i = 0; i < CHAINS; ++i) acc[i] = Dots::dot(acc[i], Dots::weights(w + k + i * STEP), x + k + i * STEP);
+    for (; k + STEP <= K; k += STEP) acc[0] = Dots::dot(acc[0], Dots::weights(w + k), x + k);
+    if (k < K) {
+        typename Dots::Weight rest[STEP] = {};
+        __builtin_memcpy(rest, w + k, (K - k) * sizeof(typename Dots::Weight));
+        acc[0] = Dots::dot(acc[0], Dots::weights(rest), x + k);
     }
+    return sum(add(add(acc[0], acc[1]), add(acc[2], acc[3])));
 }
 
 // How much of K is taken at a time, so that the inputs stay in the nearest cache while a block of weights goes by.
@@ -150,7 +153,7 @@ static void few_rows_of(const Product& p) {
     for (int64_t m = 0; m < M; ++m) Dots::prepare(inputs + m * padded, x + m * p.stride, K);
     parallel_for(blocks(p.N, DOT_BLOCK), p.threads, [&](int64_t task) {
         const int64_t first = task * DOT_BLOCK, count = smaller(DOT_BLOCK, p.N - first);
-        const int64_t whole = count / DOT_OUTPUTS * DOT_OUTPUTS;
+        const int64_t whole = M == 1 ? 0 : count / DOT_OUTPUTS * DOT_OUTPUTS;
         auto* out = static_cast<float*>(scratch(1, (M * DOT_BLOCK + 4) * 4));
         __builtin_memset(out, 0, M * DOT_BLOCK * 4);
         for (int64_t k = 0; k < K; k += depth)
@@ -158,7 +161,8 @@ static void few_rows_of(const Product& p) {
                 dot_rows<Dots>(weight + (first + n) * K + k, K, smaller(depth, K - k), inputs + k, padded, M, out + n,
                                DOT_BLOCK);
         for (int64_t n = whole; n < count; ++n)
-            dot_single<Dots>(weight + (first + n) * K, K, inputs, padded, M, out + n, DOT_BLOCK);
+            for (int64_t m = 0; m < M; ++m)
+                out[m * DOT_BLOCK + n] = dot_stream<Dots>(weight + (first + n) * K, K, inputs + m * padded);
         for (int64_t m = 0; m < M; ++m)
             write_row(y + m * p.N + first, out + m * DOT_BLOCK, bias ? bias + first : nullptr, count);
     });
