@@ -21,3 +21,16 @@ def shared_data() -> Path:
             f"no test data at {folder}; set QVL_TEST_DATA to a folder with images/, videos/, tokenizer/"
         )
     return folder
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command line in this process: (exit code, stdout, stderr)."""
+    from qvl.cli import main
+
+    def run(*words):
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -54,18 +54,6 @@ def media(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(capsys):
-    """Runs a command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 def one_line(err, *parts):
     """The last line is the error, there is no other line of an error, and it holds ``parts``."""
     lines = err.strip().splitlines()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from qvl import AutoModelForImageTextToText, AutoProcessor
-from qvl.cli import OK, USAGE, main
+from qvl.cli import OK, USAGE
 from qvl.cli.quality import Scores, compared, questions
 from qvl.weights.quantization.linear import QuantizedLinear, Scheme
 from support.checkpoint import write_checkpoint
@@ -31,16 +31,6 @@ def pictures(tmp_path_factory):
         Image.fromarray(generator.integers(0, 255, (60, 80, 3), np.uint8)).save(folder / f"{i}.png")
     (folder / "notes.txt").write_text("not a picture")
     return folder
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*words):
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def schemes(folder):

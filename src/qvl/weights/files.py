@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,6 +41,31 @@ _DTYPES = MappingProxyType(
         "F8_E5M2": torch.float8_e5m2,
     }
 )
+
+
+class Source(Protocol):
+    """What a loader asks of stored tensors; see ``Checkpoint``."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def files(self) -> Mapping[str, Any]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def float_dtype(self) -> torch.dtype | None: ...
+
+    def is_floating_point(self, name: str) -> bool: ...
+
+    def read(
+        self,
+        name: str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        passing: bool = False,
+    ) -> Tensor: ...
 
 
 class Checkpoint:

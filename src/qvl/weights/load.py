@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from qvl.errors import CheckpointMismatchError, InputError, UnsupportedError
-from qvl.weights.files import Checkpoint
+from qvl.weights.files import Checkpoint, Source
 from qvl.weights.names import to_internal
 from qvl.weights.placement import DeviceMap, Placement
 from qvl.weights.progress import SlowProgress
@@ -25,7 +25,7 @@ from qvl.weights.quantization.config import Quantization, read_quantization
 from qvl.weights.quantized_files import is_quantized
 from qvl.weights.quantizer import LayerQuantizer
 from qvl.weights.skeleton import skeleton
-from qvl.weights.sources import Source, install_stored, open_weights, refuse_changes
+from qvl.weights.sources import install_stored, open_weights, refuse_changes
 from qvl.weights.tensors import Group, groups_of
 
 LISTED = 20  # names in an error message before "and N more"

@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from qvl.errors import UnsupportedError
-from qvl.weights.files import Checkpoint
+from qvl.weights.files import Checkpoint, Source
 from qvl.weights.formats.awq import AwqConfig
 from qvl.weights.formats.gptq import GptqConfig
 from qvl.weights.quantization.config import Quantization, QuantizationConfig, Stored, stored_quantization
 from qvl.weights.quantization.install import described, install, packed_layers
 from qvl.weights.quantize import TorchAoConfig
 from qvl.weights.quantized_files import QuantizedCheckpoint
-
-
-class Source(Protocol):
-    """What a loader asks of stored tensors; see ``Checkpoint``."""
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def files(self) -> Mapping[str, Any]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def float_dtype(self) -> torch.dtype | None: ...
-
-    def is_floating_point(self, name: str) -> bool: ...
-
-    def read(
-        self,
-        name: str,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
-        passing: bool = False,
-    ) -> Tensor: ...
 
 
 def open_weights(folder: Path, config: Any) -> tuple[Source, Stored | None]:

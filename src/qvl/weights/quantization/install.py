@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 from qvl.errors import CheckpointMismatchError, ConfigError
 from qvl.ops.quantized import PackedWeight, quantize_int4, quantize_int8
+from qvl.weights.files import Source
 from qvl.weights.names import HEAD, VISION, to_internal
 from qvl.weights.quantization.config import QuantizationConfig
 from qvl.weights.quantization.linear import QuantizedLinear, Scheme
@@ -17,15 +18,6 @@ from qvl.weights.tensors import repeated_names
 
 # Fractions of a group's range that int4 can try. While a model loads it tries none, to be done sooner.
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)
-
-
-class Source(Protocol):
-    """What is asked of stored tensors to see which layers are packed."""
-
-    @property
-    def files(self) -> Mapping[str, Any]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
 
 
 def packed_layers(source: Source) -> dict[str, Scheme]:
