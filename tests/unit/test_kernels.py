@@ -1,5 +1,8 @@
 """Every instruction set of the kernels that runs here gives what the formulas say, for odd sizes too."""
 
+import shutil
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,7 +11,7 @@ from qvl.errors import UnsupportedError
 from qvl.ops import kernels as library
 from qvl.ops.kernels import BY_COUNT, FEW, MANY, load
 from qvl.ops.linear import Linear, linear, ways
-from qvl.ops.quantized import dequantize, quantize_int4, quantize_int8, quantized_rows
+from qvl.ops.quantized import dequantize, quantize_int4, quantize_int8, quantized_linear, quantized_rows
 
 SETS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "neon")
 SIZES = (
@@ -34,6 +37,15 @@ def offered(request):
         return load(request.param)
     except UnsupportedError:
         pytest.skip(f"this processor has no {request.param}")
+
+
+@pytest.mark.skipif(
+    not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")) or sys.platform == "win32",
+    reason="no C++ compiler for GCC's or Clang's options",
+)
+def test_where_there_is_a_compiler_there_are_kernels():
+    """An install goes on without them: a mistake in their source would otherwise only skip these tests."""
+    assert load("") is not None, "the kernels were not built: scripts/setup, or cmake, says why"
 
 
 def close(got, want, dtype):
@@ -131,6 +143,26 @@ def test_the_same_numbers_on_one_thread_and_two(offered):
         torch.set_num_threads(before)
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("form", [(8, 32), (4, 64)], ids=["8", "4-64"])
+def test_a_row_of_bytes_is_the_same_among_others(offered, form):
+    """Sums of a quantized product are made in one order, however many rows there are."""
+    bits, group = form
+    x, weight = numbers(40, 300), numbers(50, 300, seed=1)
+    packed = quantize_int8(weight) if bits == 8 else quantize_int4(weight, group)
+    fields = (50, bits, group, packed.qweight, packed.scales, packed.zeros, None)
+    together = offered.quantized_product(x, *fields, exact=False)
+    for rows in (slice(0, 1), slice(7, 9), slice(20, 25), slice(3, 16)):
+        assert torch.equal(offered.quantized_product(x[rows], *fields, exact=False), together[rows])
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_a_bias_alone_can_be_trained(packed):
+    x, weight, bias = numbers(3, 8), numbers(4, 8, seed=1), numbers(4, seed=2).requires_grad_()
+    got = quantized_linear(x, quantize_int8(weight), bias) if packed else linear(x, weight, bias)
+    got.sum().backward()
+    assert bias.grad.tolist() == [3.0] * 4
 
 
 def test_torch_takes_what_the_kernels_do_not():

@@ -18,8 +18,9 @@ from torch import Tensor
 from qvl.engine.kv import SequenceKV
 from qvl.ops.attention import Attend, Backend
 from qvl.ops.attention.sdpa import sdpa_attention, single_query_attention
-from qvl.ops.kernels import DTYPES, Kernels, kernels
+from qvl.ops.kernels import Kernels, kernels
 from qvl.ops.kernels.attention import MOST_WIDTH, STORED, CachedAttention
+from qvl.ops.kernels.plain import plain
 
 
 def cached_attends(
@@ -59,7 +60,7 @@ class _Step:
         self.kernel_step: CachedAttention | None = None
 
     def attend(self, layer: int, window: int | None, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        if self.kernels is not None and _is_plain(q_THD, k_TGD, v_TGD):
+        if self.kernels is not None and _fits(q_THD, k_TGD, v_TGD):
             if self.kernel_step is None:
                 self.kernel_step = self._kernel_step(self.kernels, k_TGD)
             if self.kernel_step is not None:
@@ -97,13 +98,10 @@ class _Step:
         return self.backend(q_THD, k_SGD, v_SGD, *sizes, causal=True, window=window)
 
 
-def _is_plain(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> bool:
-    """Whether addresses say all about these tensors: no graph, no subclass, nothing traced, one dtype."""
-    if not (q_THD.is_cpu and q_THD.dtype == k_TGD.dtype == v_TGD.dtype and q_THD.dtype in DTYPES):
-        return False
-    if not (type(q_THD) is type(k_TGD) is type(v_TGD) is Tensor) or _traced(q_THD, k_TGD, v_TGD):
-        return False
-    return q_THD.shape[2] <= MOST_WIDTH and not torch.compiler.is_compiling()
+def _fits(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> bool:
+    """Whether the kernel may take these. There may be no queries at all."""
+    same = q_THD.dtype == k_TGD.dtype == v_TGD.dtype and q_THD.shape[2] <= MOST_WIDTH
+    return same and plain(*(t for t in (q_THD, k_TGD, v_TGD) if len(t)))
 
 
 def _heads_together(x_THD: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qvl.ops.kernels import DTYPES, Kernels, kernels
+from qvl.ops.kernels import Kernels, kernels
+from qvl.ops.kernels.plain import plain
 
 Way = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
@@ -36,7 +37,7 @@ def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Ten
     What needs a gradient, lies elsewhere than on the CPU, or is no plain float32 or bfloat16 goes to torch.
     """
     offered = kernels()
-    if offered is None or not _is_plain(x_MK, weight_NK, bias_N):
+    if offered is None or not _fits(x_MK, weight_NK, bias_N):
         return F.linear(x_MK, weight_NK, bias_N)
     rows_MK = x_MK if x_MK.ndim == 2 else x_MK.reshape(-1, x_MK.shape[-1])
     if rows_MK.stride(1) != 1:
@@ -56,21 +57,10 @@ class Linear(nn.Linear):
         return linear(x_MK, self.weight, self.bias)
 
 
-def _is_plain(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> bool:
-    """Whether addresses say all about these tensors: no graph, no subclass, nothing traced, one dtype."""
-    dtype = x_MK.dtype
-    if not (x_MK.is_cpu and weight_NK.is_cpu and dtype in DTYPES and weight_NK.dtype == dtype):
-        return False
-    if bias_N is not None and bias_N.dtype != dtype:
-        return False
-    if not (_PLAIN.issuperset((type(x_MK), type(weight_NK))) and weight_NK.is_contiguous() and x_MK.numel()):
-        return False
-    if torch.is_grad_enabled() and (x_MK.requires_grad or weight_NK.requires_grad):
-        return False
-    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
-
-
-_PLAIN = frozenset((Tensor, nn.Parameter))
+def _fits(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> bool:
+    tensors = (x_MK, weight_NK) if bias_N is None else (x_MK, weight_NK, bias_N)
+    same = all(t.dtype == x_MK.dtype for t in tensors)
+    return same and weight_NK.is_contiguous() and plain(*tensors)
 
 
 def ways(dtype: torch.dtype, offered: Kernels) -> dict[str, Way]:

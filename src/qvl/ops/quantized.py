@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qvl.errors import ConfigError, InputError, NonFiniteError, UnsupportedError
-from qvl.ops.kernels import DTYPES, kernels
+from qvl.ops.kernels import kernels
+from qvl.ops.kernels.plain import plain
 
 PANEL = 16  # outputs that lie together
 ACTIVATION_GROUP = 32  # inputs of x that share a scale
@@ -306,14 +307,8 @@ def _product(x_TK: Tensor, packed: PackedWeight, bias: Tensor | None, exact: boo
 
 
 def _fits_kernels(x_TK: Tensor, packed: PackedWeight, bias: Tensor | None) -> bool:
-    return (
-        x_TK.is_cpu
-        and packed.qweight.is_cpu
-        and x_TK.dtype in DTYPES
-        and (bias is None or bias.dtype == x_TK.dtype)
-        and x_TK.numel() > 0
-        and not torch.compiler.is_compiling()
-    )
+    tensors = (x_TK,) if bias is None else (x_TK, bias)
+    return packed.qweight.is_cpu and tensors[-1].dtype == x_TK.dtype and plain(*tensors)
 
 
 def quantized_rows(x_TK: Tensor) -> Tensor:

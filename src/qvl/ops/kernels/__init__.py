@@ -59,21 +59,21 @@ class Kernels:
     """
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
-        self._handle = ctypes.c_void_p(library.qvl_kernels(name.encode()))
-        if not self._handle:
+        handle = ctypes.c_void_p(library.qvl_kernels(name.encode()))
+        if not handle:
             raise UnsupportedError(
                 f"QVL_KERNELS is {name!r}, which this processor or this build does not have; "
                 "leave it unset for the best one"
             )
-        self.name: str = library.qvl_name(self._handle).decode()
-        self._product = library.qvl_product
-        self._quantized_product = library.qvl_quantized_product
-        self._attention = library.qvl_attention
-        # As in C, without their first argument; `elementwise` and `packed` beside this file call them.
-        self.packed_attention = partial(library.qvl_packed_attention, self._handle)
-        self.rms_norm = partial(library.qvl_rms_norm, self._handle)
-        self.rotary = partial(library.qvl_rotary, self._handle)
-        self.silu_product = partial(library.qvl_silu_product, self._handle)
+        self.name: str = library.qvl_name(handle).decode()
+        self._product = partial(library.qvl_product, handle)
+        self._quantized_product = partial(library.qvl_quantized_product, handle)
+        # As in C, without their first argument: for `attention`, `elementwise` and `packed` beside this file.
+        self.attention = partial(library.qvl_attention, handle)
+        self.packed_attention = partial(library.qvl_packed_attention, handle)
+        self.rms_norm = partial(library.qvl_rms_norm, handle)
+        self.rotary = partial(library.qvl_rotary, handle)
+        self.silu_product = partial(library.qvl_silu_product, handle)
 
     def product(self, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, way: int = BY_COUNT) -> Tensor:
         """x W^T + b, float32 or bfloat16 throughout, products added up in float32: (M, N).
@@ -85,7 +85,6 @@ class Kernels:
         y_MN = x_MK.new_empty(M, N)
         bias = None if bias_N is None else bias_N.data_ptr()
         self._product(
-            self._handle,
             way,
             DTYPES[x_MK.dtype],
             x_MK.data_ptr(),
@@ -121,7 +120,6 @@ class Kernels:
         M, K = x_MK.shape
         y_MN = x_MK.new_empty(M, out_features)
         self._quantized_product(
-            self._handle,
             exact,
             way,
             DTYPES[x_MK.dtype],
@@ -140,10 +138,6 @@ class Kernels:
             torch.get_num_threads(),
         )
         return y_MN
-
-    def attention(self, arguments: ctypes.Structure) -> None:
-        """One call of the attention kernel; `qvl.ops.kernels.attention` fills in the arguments."""
-        self._attention(self._handle, ctypes.addressof(arguments))
 
 
 def kernels() -> Kernels | None:

@@ -72,7 +72,7 @@ class CachedAttention:
         a.H, a.G, a.D = H, k_TGD.shape[1], D
         a.q_stride, a.k_stride, a.v_stride = q_THD.stride(0), k_TGD.stride(0), v_TGD.stride(0)
         a.window, a.scale, a.threads = window or 0, 1 / math.sqrt(D), torch.get_num_threads()
-        self._attention(a)
+        self._attention(ctypes.addressof(a))
         return out_THD
 
 

@@ -16,7 +16,7 @@ constexpr int64_t FEW_QUERIES = 24;       // rows of a piece that go the way for
 constexpr int64_t MANY_QUERIES = 16 * TILE_ROWS;
 constexpr int64_t SHORTEST_PIECE = 256;   // keys
 constexpr int64_t SCORES = FEW_KEYS + 16; // from a row of scores to the next, way for few
-constexpr int64_t SCALE_GROUP = 32;       // values of an 8-bit key that share a scale
+constexpr int64_t SCALE_GROUP = GROUP;    // values of an 8-bit key that share a scale
 
 struct Piece {
     int64_t sequence, head, first, rows;  // rows first .. first + rows of one key head
@@ -274,10 +274,10 @@ static void attend_piece(const Attention& a, const Piece& piece) {
     const bool in_place = sizeof(T) > 1 && a.D % W == 0;
     if (piece.rows > FEW_QUERIES)
         return in_place ? attend_many<InPlace<T>>(a, piece) : attend_many<Widened<T>>(a, piece);
-    if (!in_place) return attend_few<Widened<T>, KeyDots<float>>(a, piece);
+    if (!in_place) return attend_few<Widened<T>, WidenedDots<float>>(a, piece);
     if constexpr (sizeof(T) == 2)
         if (a.dtype == BFLOAT16) return attend_few<InPlace<T>, BFloatDots>(a, piece);
-    attend_few<InPlace<T>, KeyDots<T>>(a, piece);
+    attend_few<InPlace<T>, WidenedDots<T>>(a, piece);
 }
 
 static void attention(const Attention& given) {

@@ -1,15 +1,5 @@
 // Attention for few rows: every key and value is read from memory once. Included by attention.h.
 
-template <class T>
-struct KeyDots {
-    using Weight = T;
-    using Input = float;
-    static constexpr int STEP = W;
-    using Loaded = F;
-    static inline Loaded weights(const Weight* w) { return load_as_float(w); }
-    static inline F dot(F acc, Loaded w, const Input* x) { return fma(w, load(x), acc); }
-};
-
 constexpr int WEIGH_ROWS = REGISTERS == 32 ? 8 : 6;
 constexpr int WEIGH_VECTORS = 2;
 

@@ -1,12 +1,7 @@
 // New keys and values into the caches, as each keeps them. Included by attention.h.
 
-static inline void quantize_group(int8_t* to, uint16_t& scale, const float (&x)[SCALE_GROUP], int64_t count) {
-    F most = zero(), broken = zero();
-    for (int64_t i = 0; i < SCALE_GROUP; i += W) {
-        most = maximum(most, absolute(load(x + i)));
-        broken = fma(load(x + i), zero(), broken);  // NaN for NaN and infinity: the scale keeps it
-    }
-    assign(scale, (largest(most) + sum(broken)) / 127.0f);
+static inline void quantize_key(int8_t* to, uint16_t& scale, const float (&x)[SCALE_GROUP], int64_t count) {
+    assign(scale, byte_step(x));
     const float unit = bf16_value(scale);
     const F inverse = set1(unit > 0 ? 1.0f / unit : 0.0f);
     int8_t whole[SCALE_GROUP];
@@ -22,8 +17,8 @@ static inline void store_key(const Attention& a, char* buffer, uint16_t* scales,
             float x[SCALE_GROUP];
             const int64_t count = smaller(SCALE_GROUP, a.D - g * SCALE_GROUP);
             widen_row(x, from + g * SCALE_GROUP, count, SCALE_GROUP);
-            quantize_group(reinterpret_cast<int8_t*>(buffer) + at * a.D + g * SCALE_GROUP,
-                           scales[at * scale_groups(a.D) + g], x, count);
+            quantize_key(reinterpret_cast<int8_t*>(buffer) + at * a.D + g * SCALE_GROUP,
+                         scales[at * scale_groups(a.D) + g], x, count);
         }
     } else if (a.storage == STORED_FLOAT32) {
         widen_row(reinterpret_cast<float*>(buffer) + at * a.D, from, a.D, a.D);

@@ -4,14 +4,16 @@
 // Every weight is read from memory once, NR output features at a time; the rows of x stay in the nearest cache.
 // With up to about 16 rows the time is that of reading the weight.
 
-struct FloatDots {
-    using Weight = float;
+// Weights of type T, a vector at a time as floats.
+template <class T>
+struct WidenedDots {
+    using Weight = T;
     using Input = float;
     static constexpr int STEP = W;
     using Loaded = F;
-    static inline Loaded weights(const Weight* w) { return load(w); }
+    static inline Loaded weights(const Weight* w) { return load_as_float(w); }
     static inline F dot(F acc, Loaded w, const Input* x) { return fma(w, load(x), acc); }
-    static void prepare(Input* to, const float* from, int64_t K) { widen_row(to, from, K, rounded_up(K, STEP)); }
+    static void prepare(Input* to, const T* from, int64_t K) { widen_row(to, from, K, rounded_up(K, STEP)); }
 };
 
 #ifdef QVL_BF16_DOT
@@ -169,6 +171,6 @@ static void few_rows_of(const Product& p) {
 }
 
 static void few_rows(const Product& p) {
-    if (p.dtype == FLOAT32) return few_rows_of<FloatDots, float>(p);
+    if (p.dtype == FLOAT32) return few_rows_of<WidenedDots<float>, float>(p);
     few_rows_of<BFloatDots, uint16_t>(p);
 }

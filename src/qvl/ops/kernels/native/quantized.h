@@ -16,15 +16,19 @@ struct Inputs {
     int64_t groups() const { return padded / GROUP; }
 };
 
-// Infinity and NaN make the scale NaN, so that they are not lost among the bytes.
-static void quantize_group(const float* x, int8_t* bytes, float* scale, int32_t* total) {
-    F most = zero(), poison = zero();
+// What 32 numbers are divided by to fit a byte. NaN if one of them is no number or infinite: those would be lost among
+// the bytes, the scale keeps them.
+static inline float byte_step(const float* x) {
+    F most = zero(), broken = zero();
     for (int64_t k = 0; k < GROUP; k += W) {
         most = maximum(most, absolute(load(x + k)));
-        poison = fma(load(x + k), zero(), poison);
+        broken = fma(load(x + k), zero(), broken);
     }
-    const float step = largest(most) / 127.0f;
-    *scale = step + sum(poison);
+    return (largest(most) + sum(broken)) / 127.0f;
+}
+
+static void quantize_group(const float* x, int8_t* bytes, float* scale, int32_t* total) {
+    const float step = *scale = byte_step(x);
     const F by = set1(step > 0.0f ? step : 1.0f), end = set1(127.0f);
     for (int64_t k = 0; k < GROUP; k += W)
         store_s8(bytes + k, maximum(minimum(round_even(div(load(x + k), by)), end), sub(zero(), end)));
