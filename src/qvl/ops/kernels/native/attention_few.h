@@ -43,9 +43,9 @@ static void score_few(const typename Dots::Weight* keys, int64_t row, int64_t co
                       const char* values, int64_t value_bytes) {
     __builtin_memset(scores, 0, rows * SCORES * 4);
     int64_t k = 0;
-    for (; k + DOT_OUTPUTS <= count; k += DOT_OUTPUTS) {
+    for (; k + Dots::OUTPUTS <= count; k += Dots::OUTPUTS) {
         // The values come next, in strips that no processor foresees.
-        for (int64_t b = k * value_bytes; b < (k + DOT_OUTPUTS) * value_bytes; b += 64) __builtin_prefetch(values + b);
+        for (int64_t b = k * value_bytes; b < (k + Dots::OUTPUTS) * value_bytes; b += 64) __builtin_prefetch(values + b);
         dot_rows<Dots>(keys + k * row, row, D, queries, padded, rows, scores + k, SCORES);
     }
     for (; k < count; ++k)

@@ -4,12 +4,14 @@
 // Every weight is read from memory once, NR output features at a time; the rows of x stay in the nearest cache.
 // With up to about 16 rows the time is that of reading the weight.
 
+// Of each kind of dot product: OUTPUTS weights go together in a tile, and memory is asked for those AHEAD weights on.
+
 // Weights of type T, a vector at a time as floats.
 template <class T>
 struct WidenedDots {
     using Weight = T;
     using Input = float;
-    static constexpr int STEP = W;
+    static constexpr int STEP = W, OUTPUTS = 2, AHEAD = 8;
     using Loaded = F;
     static inline Loaded weights(const Weight* w) { return load_as_float(w); }
     static inline F dot(F acc, Loaded w, const Input* x) { return fma(w, load(x), acc); }
@@ -20,7 +22,7 @@ struct WidenedDots {
 struct BFloatDots {
     using Weight = uint16_t;
     using Input = uint16_t;
-    static constexpr int STEP = 2 * W;
+    static constexpr int STEP = 2 * W, OUTPUTS = 3, AHEAD = 3;
     using Loaded = Pairs;
     static inline Loaded weights(const Weight* w) { return load_pairs(w); }
     static inline F dot(F acc, Loaded w, const Input* x) { return dot_bf16(acc, w, load_pairs(x)); }
@@ -34,7 +36,7 @@ struct BFloatDots {
 struct BFloatDots {
     using Weight = uint16_t;
     using Input = float;
-    static constexpr int STEP = 2 * W;
+    static constexpr int STEP = 2 * W, OUTPUTS = REGISTERS == 32 ? 3 : 2, AHEAD = OUTPUTS;
     struct Loaded {
         F even, odd;
     };
@@ -55,7 +57,6 @@ struct BFloatDots {
 };
 #endif
 
-constexpr int DOT_OUTPUTS = REGISTERS == 32 ? 3 : 2;                      // weights of a tile
 constexpr int DOT_ROWS = REGISTERS == 32 ? 8 : 6;                         // rows of x of a tile
 constexpr int64_t DOT_BLOCK = 48;                                         // output features of a task
 constexpr int64_t DOT_BYTES = (REGISTERS == 32 ? 32 : 24) * 1024;         // of x that are used over and over
@@ -65,7 +66,7 @@ constexpr int64_t DOT_BYTES = (REGISTERS == 32 ? 32 : 24) * 1024;         // of 
 template <class Dots, int MR, bool ahead>
 static inline void dot_tile(const typename Dots::Weight* w, int64_t K, int64_t depth, const typename Dots::Input* x,
                             int64_t padded, float* out, int64_t out_stride) {
-    constexpr int STEP = Dots::STEP, NR = DOT_OUTPUTS;
+    constexpr int STEP = Dots::STEP, NR = Dots::OUTPUTS;
     F acc[MR][NR];
     for (int m = 0; m < MR; ++m)
         for (int n = 0; n < NR; ++n) acc[m][n] = zero();
@@ -74,7 +75,7 @@ static inline void dot_tile(const typename Dots::Weight* w, int64_t K, int64_t d
         typename Dots::Loaded loaded[NR];
         for (int n = 0; n < NR; ++n) loaded[n] = Dots::weights(w + n * K + k);
         if (ahead)
-            for (int n = 0; n < NR; ++n) __builtin_prefetch(w + (NR + n) * K + k, 0, 2);
+            for (int n = 0; n < NR; ++n) __builtin_prefetch(w + (Dots::AHEAD + n) * K + k, 0, 2);
         for (int m = 0; m < MR; ++m)
             for (int n = 0; n < NR; ++n) acc[m][n] = Dots::dot(acc[m][n], loaded[n], x + m * padded + k);
     }
@@ -155,11 +156,11 @@ static void few_rows_of(const Product& p) {
     for (int64_t m = 0; m < M; ++m) Dots::prepare(inputs + m * padded, x + m * p.stride, K);
     parallel_for(blocks(p.N, DOT_BLOCK), p.threads, [&](int64_t task) {
         const int64_t first = task * DOT_BLOCK, count = smaller(DOT_BLOCK, p.N - first);
-        const int64_t whole = M == 1 ? 0 : count / DOT_OUTPUTS * DOT_OUTPUTS;
+        const int64_t whole = M == 1 ? 0 : count / Dots::OUTPUTS * Dots::OUTPUTS;
         auto* out = static_cast<float*>(scratch(1, (M * DOT_BLOCK + 4) * 4));
         __builtin_memset(out, 0, M * DOT_BLOCK * 4);
         for (int64_t k = 0; k < K; k += depth)
-            for (int64_t n = 0; n < whole; n += DOT_OUTPUTS)
+            for (int64_t n = 0; n < whole; n += Dots::OUTPUTS)
                 dot_rows<Dots>(weight + (first + n) * K + k, K, smaller(depth, K - k), inputs + k, padded, M, out + n,
                                DOT_BLOCK);
         for (int64_t n = whole; n < count; ++n)

@@ -16,8 +16,29 @@ void set_parallel_region(void* gomp_parallel);
 bool has_parallel_region();
 void parallel_region(Body body, void* data, int threads);
 
-// Calls job(i) for i in 0 .. tasks - 1, each once, on up to `threads` threads. Threads take the next task when
-// they are done with theirs, so one that is held up elsewhere does not hold up the rest.
+constexpr int MOST_RANGES = 64;
+
+// The tasks as one range for each thread.
+struct Ranges {
+    struct alignas(64) Range {  // a line of its own: threads count in theirs without waiting for each other
+        std::atomic<int64_t> next;
+        int64_t end;
+    } range[MOST_RANGES];
+    int count;
+    std::atomic<int> joined{0};
+
+    Ranges(int64_t tasks, int threads) : count(threads < MOST_RANGES ? threads : MOST_RANGES) {
+        for (int i = 0; i < count; ++i) {
+            range[i].next = tasks * i / count;
+            range[i].end = tasks * (i + 1) / count;
+        }
+    }
+};
+
+// Calls job(i) for i in 0 .. tasks - 1, each once, on up to `threads` threads. Every thread goes through a range of
+// its own, so that what it reads lies in one piece: two threads that take turns at blocks of a weight reach four
+// fifths of the bandwidth of memory, two that read a half each reach all of it. Who is done helps the others, so a
+// thread that is held up elsewhere does not hold up the rest.
 template <class Job>
 void parallel_for(int64_t tasks, int threads, const Job& job) {
     if (threads > tasks) threads = static_cast<int>(tasks);
@@ -26,16 +47,17 @@ void parallel_for(int64_t tasks, int threads, const Job& job) {
         return;
     }
     struct Shared {
-        std::atomic<int64_t> next{0};
-        int64_t tasks;
+        Ranges ranges;
         const Job* job;
-    } shared;
-    shared.tasks = tasks;
-    shared.job = &job;
+    } shared{{tasks, threads}, &job};
     parallel_region(
         [](void* data) {
             auto* s = static_cast<Shared*>(data);
-            for (int64_t i = s->next.fetch_add(1); i < s->tasks; i = s->next.fetch_add(1)) (*s->job)(i);
+            const int count = s->ranges.count, first = s->ranges.joined.fetch_add(1);
+            for (int i = 0; i < count; ++i) {
+                auto& range = s->ranges.range[(first + i) % count];
+                for (int64_t n = range.next.fetch_add(1); n < range.end; n = range.next.fetch_add(1)) (*s->job)(n);
+            }
         },
         &shared, threads);
 }
