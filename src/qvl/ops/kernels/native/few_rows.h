@@ -140,7 +140,8 @@ static inline float dot_stream(const typename Dots::Weight* w, int64_t K, const 
 template <class Dots>
 static inline int64_t dot_depth(int64_t K, int64_t M) {
     const int64_t fits = DOT_BYTES / (M * static_cast<int64_t>(sizeof(typename Dots::Input)));
-    const int64_t depth = (fits < 256 ? 256 : fits) / Dots::STEP * Dots::STEP;
+    int64_t depth = 256;
+    while (2 * depth <= fits) depth *= 2;
     return M == 1 || depth >= K ? K : depth;
 }
 
