@@ -143,11 +143,20 @@ def _is_number(value: Any) -> bool:
 
 
 def _loose_shapes(text: str) -> Iterator[Box | Point]:
-    label = LOOSE_LABEL.search(text)
+    label = _loose_label(text)
     for found in LOOSE_SHAPE.finditer(text):
         numbers = [float(number) for number in NUMBERS.findall(found[2])]
-        if shape := _shape(numbers, json.loads(label[1], strict=False) if label else ""):
+        if shape := _shape(numbers, label):
             yield shape
+
+
+def _loose_label(text: str) -> str:
+    """Empty where there is none, or one that JSON does not read (an escape of its own)."""
+    found = LOOSE_LABEL.search(text)
+    try:
+        return json.loads(found[1], strict=False) if found else ""
+    except json.JSONDecodeError:
+        return ""
 
 
 def _token_shapes(text: str) -> Iterator[tuple[int, Box | Point]]:
