@@ -32,7 +32,16 @@ FLAGS: tuple[str, ...] = (
     "amx_int8",
 )
 FLAGS += ("asimd", "asimddp", "bf16", "i8mm", "sve")
-PACKAGES = ("torch", "transformers", "llama_cpp_python", "numpy", "pillow", "onnxruntime", "torchao")
+PACKAGES: tuple[str, ...] = (
+    "torch",
+    "transformers",
+    "llama_cpp_python",
+    "numpy",
+    "pillow",
+    "onnxruntime",
+    "torchao",
+)
+PACKAGES += ("fastapi", "uvicorn", "httpx")
 FORMAT = 1  # of the JSON file
 
 
@@ -117,11 +126,13 @@ def ratio(slower: Measurement, faster: Measurement) -> float:
     return statistics.median(a / b for a, b in pairs)
 
 
-def write(run: Run, targets: Sequence[dict[str, Any]], folder: Path, text: str, date: str) -> Path:
-    """``DATE-CPU[-ISA].json`` and the same name with ``.md``; returns the latter's path."""
+def write(
+    run: Run, targets: Sequence[dict[str, Any]], folder: Path, text: str, date: str, name: str = ""
+) -> Path:
+    """``DATE[-NAME]-CPU[-ISA].json`` and the same name with ``.md``; returns the latter's path."""
     folder.mkdir(parents=True, exist_ok=True)
     cpu = "".join(c if c.isalnum() else "-" for c in machine()["cpu"].lower()).strip("-")
-    stem = "-".join(part for part in (date.replace(":", "").replace(" ", "-"), cpu, run.isa) if part)
+    stem = "-".join(part for part in (date.replace(":", "").replace(" ", "-"), name, cpu, run.isa) if part)
     content = json.dumps(as_json(run, targets, date), indent=1) + "\n"
     (folder / f"{stem}.json").write_text(content, encoding="utf-8")
     path = folder / f"{stem}.md"

@@ -16,8 +16,11 @@ def report(run: Run, targets: Sequence[dict[str, Any]], date: str) -> str:
     for section in dict.fromkeys(m.section for m in run.measurements):
         found = [m for m in run.measurements if m.section == section]
         parts += [f"## {section}", product_table(found) if section == "products" else table(found)]
-    if targets:
-        parts += ["## what it must show", target_table(targets)]
+    asked = [target for target in targets if target["asked"] is not None]
+    if asked:
+        parts += ["## what it must show", target_table(asked)]
+    if others := [target for target in targets if target["asked"] is None]:
+        parts += ["## ratios", ratio_table(others)]
     if run.notes:
         parts += ["## remarks", "\n".join(f"- {note}" for note in run.notes)]
     return "\n\n".join(parts) + "\n"
@@ -106,6 +109,12 @@ def target_table(targets: Sequence[dict[str, Any]]) -> str:
         measured = "" if value is None else f"{value:.2f}"
         rows.append([target["phase"], target["what"], f"{sign} {target['asked']:g}", measured, verdict])
     return markdown(head, rows)
+
+
+def ratio_table(targets: Sequence[dict[str, Any]]) -> str:
+    """Figures that nothing is asked of."""
+    rows = [[t["phase"], t["what"], f"{t['measured']:.2f}"] for t in targets if t["measured"] is not None]
+    return markdown(["phase", "what", "x"], rows)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -20,11 +20,11 @@ Value = Callable[["Found"], float | None]
 
 @dataclass(frozen=True)
 class Target:
-    """``asked``: at least this much, or at most where ``most``."""
+    """``asked``: at least this much, or at most where ``most``; None: a figure that nothing is asked of."""
 
     phase: str
     what: str
-    asked: float
+    asked: float | None
     value: Value
     most: bool = False
 
@@ -56,13 +56,20 @@ class Found:
         return None if found is None else figures(found)["median"]
 
 
-def held_against(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Every target with what was measured and whether it holds: plain values, for JSON and for the table."""
+def held_against(
+    measurements: Sequence[Measurement], wanted: Sequence[Target] | None = None
+) -> list[dict[str, Any]]:
+    """Every target with what was measured and whether it holds: plain values, for JSON and for the table.
+
+    ``wanted``: other targets than `targets`.
+    """
     found = Found(measurements)
     rows = []
-    for target in targets():
-        value = target.value(found)
-        holds = None if value is None else (value <= target.asked if target.most else value >= target.asked)
+    for target in targets() if wanted is None else wanted:
+        value, asked = target.value(found), target.asked
+        holds = (
+            None if value is None or asked is None else (value <= asked if target.most else value >= asked)
+        )
         about = {"phase": target.phase, "what": target.what, "asked": target.asked, "most": target.most}
         rows.append({**about, "measured": value, "holds": holds})
     return rows

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Modality = Literal["image", "video"]
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "repetition", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,16 @@ class Medium:
     """One picture or video, ready for the vision tower.
 
     ``patches_PC``: float tensor, P = grid.patches rows in merge order. ``seconds_per_grid``: seconds that
-    one temporal step covers (videos; 0 for pictures).
+    one temporal step covers (videos; 0 for pictures). ``digest``: a cryptographic digest of all that the
+    embeddings and the keys depend on (pixels, size, processing settings, sampled times). Media with the same
+    one are encoded once for many requests; without one a medium is never reused.
     """
 
     kind: Modality
     grid: Grid
     patches_PC: torch.Tensor
     seconds_per_grid: float = 0.0
+    digest: bytes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,8 @@ class SamplingParams:
     ``torch.manual_seed`` decides, as in transformers.
 
     The fields are those of transformers' ``GenerationConfig``; ``sequence_bias`` holds (token ids, bias)
-    pairs and ``exponential_decay_length_penalty`` is (start, factor).
+    pairs and ``exponential_decay_length_penalty`` is (start, factor). ``presence_penalty`` and
+    ``frequency_penalty`` are those of OpenAI's API.
 
     ``prompt_lookup_num_tokens`` None guesses where that measures faster. The three settings of assistants are
     read where the engine has a draft model: ``num_assistant_tokens`` None follows what is measured, 0 leaves
@@ -104,6 +108,8 @@ class SamplingParams:
     epsilon_cutoff: float = 0.0
     eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     encoder_repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     encoder_no_repeat_ngram_size: int = 0

@@ -16,7 +16,8 @@ HEADS, WIDTH, VOCAB, PATCH_VALUES = 2, 8, 24, 12
 
 
 class FakeNetwork:
-    """``passes``: tokens of every pass of the decoder. ``encoded``: media of every call of the tower."""
+    """``passes``: tokens of every pass of the decoder. ``encoded``: media of every call of the tower.
+    ``stages``: stages run of every encoding that was begun."""
 
     def __init__(
         self, *, seed: int = 0, max_positions: int = 1000, follows_length: bool = False, window=None
@@ -30,6 +31,7 @@ class FakeNetwork:
         self.head, self.tower = matrix(WIDTH, VOCAB), matrix(4 * PATCH_VALUES, WIDTH)
         self.passes: list[int] = []
         self.encoded: list[int] = []
+        self.stages: list[int] = []
         self.extents: list[int] = []
         config = SimpleNamespace(
             num_hidden_layers=1,
@@ -42,6 +44,8 @@ class FakeNetwork:
         self.model = SimpleNamespace(
             embed=self.embed,
             encode=self.encode,
+            encoding=lambda patches_PC, grids: FakeEncoding(self, patches_PC, grids),
+            checked=lambda embeds_ND: embeds_ND,
             visual=SimpleNamespace(device=torch.device("cpu"), spatial_merge_size=2),
             language_model=SimpleNamespace(
                 config=config,
@@ -82,3 +86,22 @@ class FakeNetwork:
 
     def logits(self, x_ND):
         return x_ND @ self.head
+
+
+class FakeEncoding:
+    """As `qvl.network.stages.Encoding`: ``STAGES`` stages, the last of which has the result."""
+
+    STAGES = 3
+
+    def __init__(self, network, patches_PC, grids):
+        self.embeds_ND = None
+        self._todo = (network, patches_PC, grids)
+        self._left = self.STAGES
+        network.stages.append(0)
+
+    def advance(self):
+        network, patches_PC, grids = self._todo
+        network.stages[-1] += 1
+        self._left -= 1
+        if not self._left:
+            self.embeds_ND = network.encode(patches_PC, grids)

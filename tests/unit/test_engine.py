@@ -15,7 +15,6 @@ from qvl.errors import (
     PlaceholderMismatchError,
     PromptError,
     PromptTooLongError,
-    UnsupportedError,
 )
 from qvl.types import Grid, Medium, Prompt, SamplingParams, Span
 from support.fake_network import PATCH_VALUES, VOCAB, WIDTH, FakeNetwork
@@ -212,6 +211,7 @@ class TestEnds:
         assert ends == [(0, "abort"), (1, "abort"), (2, "length")]
 
     def test_abort_in_a_step_that_fails(self):
+        """The error is what is told, and once."""
         engine = Engine(FakeNetwork())
 
         def abort_and_fail(sequence, new):
@@ -219,9 +219,14 @@ class TestEnds:
             raise ZeroDivisionError
 
         engine.add(text(1, 2), SamplingParams(), hooks=Hooks(on_tokens=abort_and_fail))
-        with pytest.raises(ZeroDivisionError):
-            engine.step()
+        assert [d.finish_reason for d in engine.run()] == ["error"]
         assert not engine.has_work
+
+    @pytest.mark.parametrize("reason", ["repetition", "length", "stop", True])
+    def test_a_stop_hook_names_the_reason(self, reason):
+        hooks = Hooks(stop=lambda sequence, scores_1V: reason if len(sequence.output_ids) == 2 else False)
+        ids, finished = answer(FakeNetwork(), text(1, 2, 3), hooks=hooks)
+        assert len(ids) == 2 and finished.finish_reason == ("stop" if reason is True else reason)
 
 
 class TestHooks:
@@ -406,8 +411,10 @@ class TestRefusals:
         network.head[0, 0] = float("nan")
         engine = Engine(network)
         engine.add(text(1, 2), SamplingParams())
+        (delta,) = engine.step()
+        assert delta.finish_reason == "error"
         with pytest.raises(NonFiniteError, match=r"text decoder output .* weights head hold"):
-            engine.step()
+            raise delta.extras["error"]
         assert not engine.has_work  # the broken request does not block the engine
         network.head[0, 0] = 1.0
         engine.add(text(1, 2), SamplingParams())
@@ -420,8 +427,9 @@ class TestRefusals:
             raise ZeroDivisionError
 
         engine.add(text(1, 2), SamplingParams(), hooks=Hooks(stop=stop))
-        with pytest.raises(ZeroDivisionError):
-            engine.step()
+        (delta,) = engine.step()
+        assert isinstance(delta.extras["error"], ZeroDivisionError)
+        assert delta.extras["sequence"].error is delta.extras["error"]
         assert not engine.has_work
 
 
@@ -451,5 +459,43 @@ class TestFakeEngine:
     def test_same_refusals(self):
         with pytest.raises(GenerationError):
             FakeEngine([1]).add(text(1), SamplingParams(max_new_tokens=0))
-        with pytest.raises(UnsupportedError):
-            FakeEngine([1]).add(text(1), SamplingParams(), hooks=Hooks(stop=lambda s, x: True))
+
+    def test_hooks_see_the_scripted_token_as_the_likeliest(self):
+        seen = []
+
+        def forbid_six(sequence, scores_1V):
+            assert scores_1V.shape == (1, 30)
+            scores_1V[0, 6] = -1.0
+            return scores_1V
+
+        hooks = Hooks(
+            process=forbid_six,
+            record=lambda sequence, logits, scores: seen.append(int(logits.argmax())),
+            stop=lambda sequence, scores: "repetition" if len(sequence.output_ids) == 3 else False,
+        )
+        engine = FakeEngine([5, 6, 7, 8], vocab_size=30)
+        engine.add(text(1), SamplingParams(), hooks=hooks, client="somebody")
+        deltas = list(engine.run())
+        assert [d.token_ids for d in deltas] == [(5,), (0,), (7,)]
+        assert seen == [5, 6, 7] and deltas[-1].finish_reason == "repetition"
+        assert engine.stats().output_tokens == 3 and engine.stats().running == 0
+
+    def test_errors_on_request(self):
+        engine = FakeEngine([5, ValueError("as told")])
+        engine.add(text(1), SamplingParams())
+        first, last = engine.run()
+        assert first.token_ids == (5,) and last.finish_reason == "error"
+        assert str(last.extras["error"]) == "as told"
+
+        def refuse(prompt):
+            raise PromptTooLongError("too long")
+
+        with pytest.raises(PromptTooLongError):
+            FakeEngine(refuse).add(text(1), SamplingParams())
+
+    def test_a_hook_that_raises_or_aborts(self):
+        engine = FakeEngine([5, 6])
+        engine.add(text(1), SamplingParams(), hooks=Hooks(on_tokens=lambda s, new: 1 / 0))
+        second = engine.add(text(1), SamplingParams(), hooks=Hooks(stop=lambda s, x: engine.abort(second)))
+        ends = {d.sequence_id: d.finish_reason for d in engine.run() if d.finish_reason}
+        assert ends == {0: "error", 1: "stop"}  # the step was done first

@@ -47,6 +47,9 @@ TORCH_FREE = [
     "__init__.py",
     "engine/sequence.py",
     "engine/scheduler.py",
+    "engine/budget.py",
+    "engine/settings.py",
+    "engine/stepsize.py",
 ]
 
 

@@ -151,6 +151,32 @@ def test_a_cache_filled_in_inference_mode_can_be_used_outside():
     assert kv.length == 66
 
 
+@pytest.mark.parametrize("stored", [None, torch.bfloat16, torch.int8], ids=str)
+def test_just_so_much_room(stored):
+    """Made larger and smaller to the token, or copied in part: the tokens stay, and bytes are counted."""
+    kv = make(stored=stored)
+    fill(kv, 10)
+    before = [kv.read(layer) for layer in range(LAYERS)]
+    for capacity, wanted in ((23, 23), (12, 12), (3, 10)):
+        kv.resize(capacity)
+        assert kv.capacity == wanted and kv.nbytes == wanted * kv.token_bytes
+    twin = kv.copy(6, 17)
+    assert (twin.length, twin.capacity, kv.length) == (6, 17, 10)
+    for layer in range(LAYERS):
+        for mine, copied, was in zip(kv.read(layer), twin.read(layer), before[layer], strict=True):
+            assert torch.equal(mine, was) and torch.equal(copied, was[:6])
+    fill(twin, 5)  # one does not write into the other
+    assert torch.equal(kv.read(0)[0], before[0][0])
+    size = {None: 128, torch.bfloat16: 64, torch.int8: 48}[stored]
+    assert make(stored=stored).token_bytes == kv.token_bytes == size
+
+
+def test_a_wall_holds_when_room_is_asked_for():
+    kv = make(max_capacity=8)
+    kv.resize(100)
+    assert kv.capacity == 8
+
+
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("name", ["eager", "sdpa"])
 def test_attention_in_steps_equals_attention_at_once(name, window):

@@ -74,6 +74,15 @@ def test_repetition_weakens_either_sign():
     assert out.tolist() == [[6.0, 1.0, 0.0, -0.5, -2.0, 2.0]]
 
 
+def test_presence_and_frequency_count_the_answer_alone():
+    ids = torch.tensor([0, 5, 3, 3, 1])  # the first two are the prompt
+    out = penalties.Occurrence(0.5, 0.25)(SCORES, ids, 2)
+    assert out.tolist() == [[3.0, 0.25, 0.0, -2.0, -2.0, 2.0]]
+    assert penalties.Occurrence(-1.0, 0.0)(SCORES, ids, 2).tolist() == [[3.0, 2.0, 0.0, 0.0, -2.0, 2.0]]
+    assert torch.equal(penalties.Occurrence(0.5, 0.25)(SCORES, ids, 5), SCORES)
+    assert kept(penalties.Occurrence(2.0, 2.0), ids=[1, 1, 2], prompt_length=0) == list(range(6))
+
+
 def test_bias_waits_for_its_beginning():
     bias = penalties.SequenceBias((((1, 2, 3), -5.0), ((5,), 1.0), ((2, 3), 0.5)))
 
@@ -127,6 +136,8 @@ def test_greedy_does_not_truncate():
         {"epsilon_cutoff": 2.0},
         {"eta_cutoff": -1.0},
         {"repetition_penalty": 0.0},
+        {"presence_penalty": math.inf},
+        {"frequency_penalty": math.nan},
         {"encoder_repetition_penalty": -1.0},
         {"no_repeat_ngram_size": -1},
         {"bad_words_ids": ((),)},

@@ -18,7 +18,7 @@ def sequence(number, length, **params):
 
 
 def beams(number, width):
-    return SimpleNamespace(id=number, status="waiting", width=width, lanes=(sequence(number, 3),))
+    return SimpleNamespace(id=number, status="waiting", client="", width=width, lanes=(sequence(number, 3),))
 
 
 def run(scheduler):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qvl.config import Qwen2_5_VLVisionConfig
-from qvl.network import layers, vision
+from qvl.network import layers, stages, vision
 
 GRIDS = [(1, 18, 10), (2, 8, 12), (1, 4, 4)]  # edge windows, a video, one window
 
@@ -33,7 +33,8 @@ def test_parts_give_what_the_whole_gives(tower, monkeypatch, setting):
     patches = torch.randn(sum(t * h * w for t, h, w in GRIDS), 1176)
     with torch.inference_mode():
         whole = tower(patches, GRIDS)
-    monkeypatch.setattr(vision, "PART_ROWS", 40)
+    monkeypatch.setattr(stages, "PART_ROWS", 40)
+    monkeypatch.setattr(stages, "PART_KEYS", 90)
     monkeypatch.setattr(layers, "MLP_VALUES", 44 * 50)
     calls = {"block": [], "qkv": [], "gate": []}
     tower.blocks[0].register_forward_pre_hook(lambda _, inputs: calls["block"].append(len(inputs[0])))
@@ -44,17 +45,19 @@ def test_parts_give_what_the_whole_gives(tower, monkeypatch, setting):
     with torch.inference_mode():
         parts = tower(patches, GRIDS)
     assert calls["block"] == [len(patches)]
-    assert calls["qkv"] == [40] * 9 + [28] and max(calls["gate"]) <= 50
+    # Each frame by itself: one of 180 patches, two of 96, and one that is small enough for one stage.
+    assert calls["qkv"] == [36] * 5 + [32] * 6 + [16] and max(calls["gate"]) <= 40
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
     calls["qkv"].clear()
     torch.testing.assert_close(tower(patches, GRIDS), whole, rtol=1e-5, atol=1e-6)  # with a graph: at once
     assert calls["qkv"] == [len(patches)]
 
 
-def test_windows_are_grouped_whole():
-    assert vision._grouped([16, 16, 8, 4, 16], 30) == [[16, 16], [8, 4, 16]]
-    assert vision._grouped([50, 1], 30) == [[50], [1]]
-    assert vision._grouped([5], 30) == [[5]]
+def test_windows_are_grouped_whole(monkeypatch):
+    monkeypatch.setattr(stages, "PART_ROWS", 30)
+    assert stages.grouped([16, 16, 8, 4, 16]) == [[16, 16], [8, 4, 16]]
+    assert stages.grouped([50, 1]) == [[50], [1]]
+    assert stages.grouped([5]) == [[5]]
 
 
 MEASURE = """

@@ -12,6 +12,7 @@ import qvl.cli.ask as ask_command
 import qvl.cli.chat as chat_command
 import qvl.cli.info as info_command
 import qvl.cli.quantize as quantize_command
+import qvl.cli.serve as serve_command
 from qvl.cli.failures import INTERRUPTED, OK, Session
 from qvl.cli.options import DebugOption
 
@@ -35,6 +36,7 @@ app = typer.Typer(name="qvl", add_completion=True, pretty_exceptions_enable=Fals
 app.command("ask", cls=_called_with("[MEDIA]... QUESTION"))(ask_command.ask)
 app.command("chat", cls=_called_with("[MEDIA]..."))(chat_command.chat)
 app.command("info", cls=_called_with("MODEL [MEDIA]..."))(info_command.info)
+app.command("serve")(serve_command.serve)
 app.command("quantize", cls=_called_with("MODEL OUT"))(quantize_command.quantize)
 
 

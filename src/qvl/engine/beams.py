@@ -120,6 +120,10 @@ class BeamSearch:
         return tuple(self._lanes)
 
     @property
+    def client(self) -> str:
+        return self.leader.client
+
+    @property
     def new_tokens(self) -> int:
         """Tokens that every running beam has behind the prompt."""
         return len(self._lanes[0].output_ids)

@@ -102,9 +102,16 @@ class DraftModel:
             kv.truncate(min(kv.length, _common(kept.ids, prompt.token_ids[:-1])))
         try:
             self.runner.admit(twin, kv)
+            self.runner.prepare(twin)
         except QvlError as error:
             raise GenerationError(f"The draft model cannot follow this prompt: {error}") from error
         sequence.draft = Draft(twin, DraftPace(params))
+
+    def forget(self, sequence: Sequence) -> None:
+        """Let go of the twin's keys and values, which are computed again when drafts are asked for."""
+        twin = sequence.draft.twin
+        twin.kv, twin.num_computed = None, 0
+        self.runner.prepare(twin)
 
     def keep(self, sequence: Sequence) -> None:
         """Leave the twin's keys and values on those of a finished sequence."""
@@ -144,7 +151,7 @@ class DraftModel:
             wanted = draft.pace.count(measured if follows_clock else static)
             if follows_clock and not timed:
                 wanted = 0
-            counts[sequence.id] = max(0, min(wanted, sequence.room - 1, share))
+            counts[sequence.id] = max(0, min(wanted, sequence.most_guesses, share))
         return counts
 
     def _measured(self, rows: int) -> Costs | None:

@@ -112,7 +112,7 @@ class Guessing:
         if not free:
             return
         rows = sum(1 + len(sequence.draft_ids) for sequence in decoding)
-        chains = [s.lookup.outlook(min(MOST_LOOKED_UP, s.room - 1)) for s in free]  # type: ignore[union-attr]
+        chains = [s.lookup.outlook(min(MOST_LOOKED_UP, s.most_guesses)) for s in free]  # type: ignore[union-attr]
         for sequence, count in zip(free, self.shares(chains, rows, budget), strict=True):
             sequence.propose(count)
 

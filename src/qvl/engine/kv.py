@@ -76,6 +76,11 @@ class SequenceKV:
         return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes that room for one token takes, in all layers."""
+        return sum(buffer.token_bytes for buffer in (*self._keys, *self._values))
+
+    @property
     def kept(self) -> torch.dtype | None:
         """The dtype of all buffers, if they are plain memory of the processor's own."""
         first = self._keys[0].cells
@@ -140,14 +145,38 @@ class SequenceKV:
             raise CacheError(f"Cannot cut a cache of {self.length} tokens to {length}.")
         self.length = length
 
-    def copy(self) -> SequenceKV:
-        """An independent copy that holds the same tokens, with room for as many more as this one has."""
+    def resize(self, capacity: int) -> None:
+        """Room for just so many tokens in all layers, at least those that are there."""
+        if self.max_capacity is not None:
+            capacity = min(capacity, self.max_capacity)
+        capacity = max(capacity, self.length)
+        for buffers in (self._keys, self._values):
+            for layer, buffer in enumerate(buffers):
+                if buffer.capacity != capacity:
+                    cells = buffer.cells
+                    buffers[layer] = buffer.resized(capacity, self.length, cells.dtype, cells.device)
+        self._table = None
+
+    def copy(self, length: int | None = None, capacity: int | None = None) -> SequenceKV:
+        """An independent copy that holds the same tokens, with room for as many more as this one has.
+
+        ``length``: only the first so many. ``capacity``: room for so many.
+        """
         twin = object.__new__(SequenceKV)
         twin.num_kv_heads, twin.head_dim = self.num_kv_heads, self.head_dim
-        twin.max_capacity, twin.length = self.max_capacity, self.length
+        twin.max_capacity = self.max_capacity
+        twin.length = self.length if length is None else min(length, self.length)
         twin.stored, twin._dtype, twin._table = self.stored, self._dtype, None
         twin._keys, twin._values = (
-            [b.resized(b.capacity, self.length, b.cells.dtype, b.cells.device) for b in buffers]
+            [
+                b.resized(
+                    b.capacity if capacity is None else max(capacity, twin.length),
+                    twin.length,
+                    b.cells.dtype,
+                    b.cells.device,
+                )
+                for b in buffers
+            ]
             for buffers in (self._keys, self._values)
         )
         return twin

@@ -42,6 +42,11 @@ class Buffer:
         return sum(t.numel() * t.element_size() for t in self._tensors())
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's room."""
+        return sum(t.shape[0] * t.shape[2] * t.element_size() for t in self._tensors())
+
+    @property
     def addresses(self) -> tuple[int, int]:
         """Of cells and scales; 0 where there are none."""
         return self.cells.data_ptr(), 0 if self.scales is None else self.scales.data_ptr()

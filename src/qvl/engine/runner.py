@@ -8,6 +8,7 @@ Legend: T packed tokens of a step, D width, N rows that tokens are drawn from, V
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 from qvl.engine.attends import cached_attends
+from qvl.engine.encoder import MediaEncoder
 from qvl.engine.kv import SequenceKV
-from qvl.engine.scheduler import Step
+from qvl.engine.scheduler import Step, Work
 from qvl.engine.sequence import Sequence
-from qvl.engine.vision import check_media, encode_media, forget_media, vision_rows
+from qvl.engine.vision import check_media, forget_media, vision_rows
 from qvl.errors import CacheError, NonFiniteError, PromptError, PromptTooLongError
 from qvl.network.finite import non_finite_cause
 from qvl.ops.attention import get_backend
@@ -32,17 +34,20 @@ FIRST_ROOM = 256  # new tokens that a cache has room for from the start; more ar
 
 
 class Runner:
-    """Runs steps on one network. Everything that lasts beyond a step is on the sequences.
+    """Runs steps on one network. Everything that lasts beyond a step is on the sequences, or in ``media``.
 
-    ``kv_dtype``: what new caches keep keys and values in; None: as the network computes.
+    ``kv_dtype``: what new caches keep keys and values in; None: as the network computes. ``vision_bytes``: of
+    embeddings that are kept.
     """
 
-    def __init__(self, network: CausalLM, kv_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, network: CausalLM, kv_dtype: torch.dtype | None = None, vision_bytes: int = 0) -> None:
         self.network = network
         self.kv_dtype = kv_dtype
         self.decoder = network.model.language_model
         self.backend = get_backend(self.decoder.attention_backend)
         self.windows = self.decoder.windows
+        self.media = MediaEncoder(network.model, vision_bytes)
+        self.token_bytes = self._new_kv(0).token_bytes
 
     @property
     def device(self) -> torch.device:
@@ -63,6 +68,13 @@ class Runner:
         return not self.decoder.rotary.follows_length
 
     @property
+    def can_share(self) -> bool:
+        """Whether keys and values of one request may serve others: where each depends on nothing but what
+        stands before it, and all lie on one device."""
+        devices = {parameter.device for _, parameter in self.network.named_parameters()}
+        return not self.decoder.rotary.follows_length and len(devices) == 1
+
+    @property
     def guesses_cannot_show(self) -> bool:
         """Whether rows come out the same, but for float32's last bits, however many share a pass.
 
@@ -73,39 +85,61 @@ class Runner:
         return self.can_guess and exact and self.decoder.embed_tokens.weight.dtype == torch.float32
 
     def admit(self, sequence: Sequence, kv: SequenceKV | None) -> None:
-        """Check a new sequence against the network and give it a cache: ``kv``, or a new one.
+        """Check a new sequence, and the cache it may bring, against the network.
 
         Raises PromptError, PromptTooLongError, PlaceholderMismatchError or CacheError.
         """
         self._check_prompt(sequence.prompt, sequence.prompt_length)
-        needed = sequence.prompt_length + sequence.params.max_new_tokens - 1
-        if kv is None:
-            kv = self._new_kv(min(needed, sequence.prompt_length + FIRST_ROOM))
-        self._check_kv(kv, sequence.prompt_length, needed)
-        sequence.kv = kv
-        sequence.num_computed = kv.length
+        if kv is not None:
+            self._check_kv(kv, sequence.prompt_length, sequence.final_length)
+            sequence.kv = kv
+            sequence.num_computed = kv.length
+            sequence.pinned = kv.length > 0
+        sequence.token_bytes = self.token_bytes if kv is None else kv.token_bytes
+
+    def prepare(self, sequence: Sequence) -> None:
+        """Make the cache of a sequence that is about to run, or make it as large as memory is set aside."""
+        if sequence.kv is None:
+            first = min(sequence.final_length, sequence.prompt_length + FIRST_ROOM)
+            sequence.kv = self._new_kv(sequence.reserved or first)
+        elif sequence.kv.capacity < sequence.reserved:
+            sequence.kv.resize(sequence.reserved)
 
     def run(self, step: Step) -> Tensor:
+        """`rows` of a step whose sequences all have their caches; encodes what media they need.
+
+        Raises NonFiniteError before any of the rows is used.
+        """
+        for error in self.media.encode(step).values():
+            raise error
+        logits_NV = self.rows(step)
+        for error in self.broken(logits_NV).values():
+            raise error
+        return logits_NV
+
+    def rows(self, step: Step) -> Tensor:
         """Advance every sequence of the step; logits (N, V), float32, N = the sum of ``work.samples``.
 
-        Rows come in the order of ``step.work``. Raises NonFiniteError before any of them is used.
+        Rows come in the order of ``step.work``. Caches and embeddings must be there.
         """
         rows_NV = self._forward(step)
         # Copied outside inference mode: hooks and callers get ordinary tensors that they may write into.
-        logits_NV = rows_NV.to(device=self.device, dtype=torch.float32, copy=True)
-        if not bool(torch.isfinite(logits_NV.sum())):
-            raise NonFiniteError(
-                "The text decoder output is not finite (NaN or infinity in the logits); "
-                f"{non_finite_cause(self.network)}."
-            )
-        return logits_NV
+        return rows_NV.to(device=self.device, dtype=torch.float32, copy=True)
+
+    def broken(self, logits_NV: Tensor) -> dict[int, NonFiniteError]:
+        """An error for each row that is not finite."""
+        if bool(torch.isfinite(logits_NV.sum())):
+            return {}
+        cause = non_finite_cause(self.network)
+        bad = (~torch.isfinite(logits_NV).all(dim=-1)).nonzero().flatten().tolist()
+        message = f"The text decoder output is not finite (NaN or infinity in the logits); {cause}."
+        return {row: NonFiniteError(message) for row in bad}
 
     @torch.inference_mode()
     def _forward(self, step: Step) -> Tensor:
         work = step.work
         lengths = [w.count for w in work]
         kvs = [w.sequence.kv for w in work]
-        encode_media(self.network.model, step)
         samples = [w.samples for w in work]
         rows_N = None if samples == lengths else _sampled_rows(lengths, samples).to(self.device)
         hidden_ND = self.decoder.packed(
@@ -142,6 +176,7 @@ class Runner:
             offset += w.count
             if given_TD is None:
                 continue
+            here = slice(here.start, here.start + max(0, min(w.count, len(given_TD) - w.start)))
             rows_TD = given_TD[w.start : w.start + w.count].to(x_TD)
             if vision_mask_T is not None:
                 keep_T1 = vision_mask_T[here, None].to(x_TD.device)
@@ -154,8 +189,8 @@ class Runner:
         decoded = [w.start + i + w.sequence.prompt.rope_delta for w in step.decodes for i in range(w.count)]
         positions_3T = torch.tensor(decoded, dtype=torch.long).expand(3, -1)
         if step.chunks:
-            pieces = [w.sequence.prompt.positions_3T[:, w.start : w.start + w.count] for w in step.chunks]
-            positions_3T = torch.cat([positions_3T, *(p.to("cpu") for p in pieces)], dim=1)
+            pieces = [piece for w in step.chunks for piece in _positions(w)]
+            positions_3T = torch.cat([positions_3T, *pieces], dim=1)
         return positions_3T.to(self.device)
 
     def _new_kv(self, capacity: int) -> SequenceKV:
@@ -223,6 +258,16 @@ class Runner:
                 f"The cache holds at most {kv.max_capacity} tokens, but prompt and answer may need {needed}; "
                 "make the cache longer or max_new_tokens smaller."
             )
+
+
+def _positions(work: Work) -> Iterator[Tensor]:
+    """Of a piece of a prompt, and of what is computed again behind it."""
+    sequence, end = work.sequence, work.start + work.count
+    yield sequence.prompt.positions_3T[:, work.start : end].to("cpu")
+    first = max(work.start, sequence.prompt_length)
+    if first < end:
+        delta = sequence.prompt.rope_delta
+        yield torch.arange(first + delta, end + delta).expand(3, -1)
 
 
 def _extent(sequence: Sequence, end: int) -> int:

@@ -149,27 +149,44 @@ class Choice:
     scores_1V: Tensor
 
 
-def choose_together(rows: SequenceOf[tuple[Sequence, Tensor]]) -> list[Choice]:
-    """The next token of many sequences, each with its row of logits (1, V).
+def choose_together(rows: SequenceOf[tuple[Sequence, Tensor]]) -> list[Choice | Exception]:
+    """The next token of many sequences, each with its row of logits (1, V), or what went wrong for it alone.
 
     Sequences with the same truncation go through it, and through softmax, in one tensor: row by row that is
     the same arithmetic, and for N sequences N times fewer calls.
     """
     kinds: dict[tuple[object, ...], list[int]] = {}
-    for i, (sequence, _) in enumerate(rows):
-        kinds.setdefault(sequence.sampler.kind, []).append(i)
-    choices: dict[int, Choice] = {}
+    chosen: dict[int, Choice | Exception] = {}
+    penalised: dict[int, Tensor] = {}
+    for i, (sequence, logits_1V) in enumerate(rows):
+        try:
+            penalised[i] = sequence.sampler.penalised(sequence, logits_1V)
+            kinds.setdefault(sequence.sampler.kind, []).append(i)
+        except Exception as error:
+            chosen[i] = error
     for members in kinds.values():
         samplers = [rows[i][0].sampler for i in members]
-        penalised = [s.penalised(*rows[i]) for s, i in zip(samplers, members, strict=True)]
-        scores_NV = samplers[0].truncated(penalised[0] if len(members) == 1 else torch.cat(penalised))
-        if samplers[0].greedy:
-            tokens = scores_NV.argmax(dim=-1).tolist()
-        else:
-            tokens = draw_rows(scores_NV, [s.generator for s in samplers])
-        for i, token, scores_1V in zip(members, tokens, scores_NV.split(1), strict=True):
-            choices[i] = Choice(token, scores_1V)
-    return [choices[i] for i in range(len(rows))]
+        chosen |= zip(members, _chosen(samplers, [penalised[i] for i in members]), strict=True)
+    return [chosen[i] for i in range(len(rows))]
+
+
+def _chosen(samplers: SequenceOf[Sampler], penalised: SequenceOf[Tensor]) -> list[Choice | Exception]:
+    """Tokens of sequences with the same truncation."""
+    try:
+        scores_NV = samplers[0].truncated(penalised[0] if len(penalised) == 1 else torch.cat(list(penalised)))
+    except Exception as error:
+        if len(samplers) == 1:
+            return [error]
+        # Somebody's scores cannot be truncated. Nothing was drawn yet: each by itself.
+        return [_chosen([s], [p])[0] for s, p in zip(samplers, penalised, strict=True)]
+    rows = scores_NV.split(1)
+    if samplers[0].greedy:
+        return [Choice(*pair) for pair in zip(scores_NV.argmax(dim=-1).tolist(), rows, strict=True)]
+    drawn = draw_rows(scores_NV, [s.generator for s in samplers])
+    return [
+        token if isinstance(token, Exception) else Choice(token, row)
+        for token, row in zip(drawn, rows, strict=True)
+    ]
 
 
 def extend(
@@ -213,6 +230,8 @@ def _extend_by_one(sequence: Sequence, logits_1V: Tensor, choice: Choice) -> int
         hooks.record(sequence, logits_1V, scores_1V)
     sampler.append(token)
     sequence.append(token)
-    if hooks.stop is not None and hooks.stop(sequence, scores_1V) and sequence.status != "finished":
-        sequence.finish("stop")
+    if hooks.stop is not None:
+        why = hooks.stop(sequence, scores_1V)
+        if why and sequence.status != "finished":
+            sequence.finish(why if isinstance(why, str) else "stop")
     return token

@@ -1,24 +1,22 @@
-"""Embeddings of pictures and videos where a step needs them: encoded once, kept until their tokens are done.
+"""Where the embeddings of pictures and videos belong in a step, and until when they are needed.
 
-Knows which tokens of a step are placeholders of which medium; knows nothing about text.
+Knows which tokens of a step are placeholders of which medium; knows nothing about text, and not how the
+embeddings are made (`qvl.engine.encoder`).
 
-Legend: T packed tokens of a step, P patches, C patch values, N merged vision tokens, D width.
+Legend: T packed tokens of a step, N merged vision tokens, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qvl.engine.scheduler import Step, Work
+from qvl.engine.sequence import Sequence
 from qvl.errors import PlaceholderMismatchError
-from qvl.types import Medium, Prompt, Span
-
-if TYPE_CHECKING:
-    from qvl.network.vlm import VisionLanguageModel
+from qvl.types import Prompt, Span
 
 
 def check_media(prompt: Prompt, merge_size: int) -> None:
@@ -37,22 +35,6 @@ def check_media(prompt: Prompt, merge_size: int) -> None:
             )
 
 
-def encode_media(backbone: VisionLanguageModel, step: Step) -> None:
-    """Encode the media that the step's tokens reach for the first time, all in one call of the tower.
-
-    Media whose tokens are all cached already are never looked at. The embeddings are left on the sequences.
-    """
-    missing = [
-        (work.sequence, i) for work in step.chunks for i, _ in _reached(work) if i not in work.sequence.vision
-    ]
-    if not missing:
-        return
-    media = {id(m): m for m in (sequence.prompt.media[i] for sequence, i in missing)}  # shared ones once
-    embeds = dict(zip(media, _encode(backbone, list(media.values())), strict=True))
-    for sequence, i in missing:
-        sequence.vision[i] = embeds[id(sequence.prompt.media[i])]
-
-
 def vision_rows(step: Step, tokens: int) -> tuple[Tensor, Tensor] | None:
     """``(vision_ND, mask_T)``: the embeddings that the step's placeholders take, and where they are.
 
@@ -62,7 +44,7 @@ def vision_rows(step: Step, tokens: int) -> tuple[Tensor, Tensor] | None:
     mask_T = torch.zeros(tokens, dtype=torch.bool)
     offset = sum(work.count for work in step.decodes)
     for work in step.chunks:
-        for i, span in _reached(work):
+        for i, span in reached(work.sequence, work.start, work.count):
             low, high = max(span.start, work.start), min(span.end, work.start + work.count)
             parts.append(work.sequence.vision[i][low - span.start : high - span.start])
             mask_T[offset + low - work.start : offset + high - work.start] = True
@@ -77,16 +59,8 @@ def forget_media(work: Work) -> None:
         del sequence.vision[i]
 
 
-def _reached(work: Work) -> Iterator[tuple[int, Span]]:
-    """Media that have tokens in this piece of a prompt."""
-    for i, span in enumerate(work.sequence.prompt.spans):
-        if span.start < work.start + work.count and span.end > work.start:
+def reached(sequence: Sequence, start: int, count: int) -> Iterator[tuple[int, Span]]:
+    """Media that have tokens among these of a prompt."""
+    for i, span in enumerate(sequence.prompt.spans):
+        if span.start < start + count and span.end > start:
             yield i, span
-
-
-def _encode(backbone: VisionLanguageModel, media: list[Medium]) -> tuple[Tensor, ...]:
-    patches = [m.patches_PC for m in media]
-    patches_PC = patches[0] if len(patches) == 1 else torch.cat(patches)
-    tower = backbone.visual
-    embeds_ND = backbone.encode(patches_PC.to(tower.device), [m.grid for m in media])
-    return embeds_ND.split([m.grid.tokens(tower.spatial_merge_size) for m in media])

@@ -7,7 +7,7 @@ Legend: R rows of the answer, B prompts, L columns handed in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,10 +112,11 @@ class Run:
         rows = [row for request in self.requests for row in request.rows]
         while self.engine.has_work:
             for delta in self.engine.step():
-                if delta.sequence_id in waiting:
+                if delta.sequence_id in waiting and delta.finish_reason != "error":
                     request = waiting.pop(delta.sequence_id)
                     running |= self._add_siblings(request, first_row[delta.sequence_id], delta)
                 row = running[delta.sequence_id]
+                self._raise_error(delta, running)
                 self._note(delta, row, rows[row], kvs)
             if self.stream is not None:
                 self.stream.send()
@@ -136,7 +137,10 @@ class Run:
             )
             for request in self.requests
         ]
-        results = {delta.sequence_id: delta.extras["beams"] for delta in self.engine.run()}
+        results = {}
+        for delta in self.engine.run():
+            self._raise_error(delta, ids)
+            results[delta.sequence_id] = delta.extras["beams"]
         self.beams = [results[i] for i in ids]
         for request, result in zip(self.requests, self.beams, strict=True):
             for row, token_ids in zip(request.rows, result.token_ids, strict=True):
@@ -164,6 +168,13 @@ class Run:
             kv.truncate(sequence.prompt_length - 1)
             added[self._add(request, which, first + which, kv)] = first + which
         return added
+
+    def _raise_error(self, delta: Delta, engine_ids: Iterable[int]) -> None:
+        """What ends one row of a call ends the call, and all its rows."""
+        if delta.finish_reason == "error":
+            for engine_id in engine_ids:
+                self.engine.abort(engine_id)
+            raise delta.extras["error"]
 
     def _note(self, delta: Delta, index: int, row: OutputRow, kvs: dict[int, SequenceKV]) -> None:
         finished = delta.finish_reason is not None

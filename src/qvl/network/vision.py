@@ -9,6 +9,7 @@ Legend: P patches, C values in one patch, D width, H heads, E head dim, F = E / 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from qvl.errors import InputError
 from qvl.network.geometry import Layout, as_grids, layout
-from qvl.network.layers import RMSNorm, SwiGLU, initialise, joined, run_block
-from qvl.ops.attention import Attend, Backend, get_backend, packed_attend
+from qvl.network.layers import RMSNorm, SwiGLU, initialise, run_block
+from qvl.network.stages import Encoding, Part, Stage, grouped, in_parts, sliced
+from qvl.ops.attention import Attend, get_backend
 from qvl.ops.linear import Linear, linear
 from qvl.ops.rope import apply_rotary, vision_rotary
 from qvl.types import Grid
@@ -26,14 +28,6 @@ if TYPE_CHECKING:
     from qvl.config import Qwen2_5_VLVisionConfig
 
 EPS = 1e-6  # of every norm in the tower; the config has no say
-
-# Windows go through a block in parts of about so many patches, on a CPU and where nothing is trained: what
-# lies between the layers (three times as wide as a patch) is then small enough for memory to be used again.
-# Fresh memory costs a page fault every 4 kB, and for a large picture it would be most of the memory needed.
-PART_ROWS = 1024
-
-Part = tuple[int, Attend]
-"""Patches that lie side by side and do not attend to others: how many, and their attention."""
 
 
 class VisionTower(nn.Module):
@@ -76,26 +70,39 @@ class VisionTower(nn.Module):
         patches_PC: pixel values in merge order, each row (channel, time, height, width) flattened; cast to
         the tower's dtype. grid_thw: an integer (M, 3) tensor, or Grids. Raises InputError if they do not fit.
         """
+        if in_parts(patches_PC.device):
+            return Encoding(self, patches_PC, grid_thw).run()
+        plan, angles, parts = self.plan(patches_PC, grid_thw)
+        x_PD = self.regroup(self.patch_embed(patches_PC), plan.order_N.to(patches_PC.device))
+        recompute = self.gradient_checkpointing and self.training
+        for block, own in zip(self.blocks, parts, strict=True):
+            x_PD = run_block(block, x_PD, *angles, own, recompute=recompute)
+        return self.merger(x_PD)[plan.inverse_N.to(patches_PC.device)]
+
+    def plan(
+        self, patches_PC: Tensor, grid_thw: Tensor | Iterable[Grid] | Iterable[Sequence[int]]
+    ) -> tuple[Layout, tuple[Tensor, Tensor], list[list[Part]]]:
+        """What the blocks need beside the patches: their order, angles (cos_PF, sin_PF), and parts of each
+        block. Raises InputError if patches and grids do not fit.
+        """
         plan = layout(as_grids(grid_thw), self.spatial_merge_size, self.window)
         self._check(patches_PC, plan)
         device = patches_PC.device
-        x_PD = self._regroup(self.patch_embed(patches_PC), plan.order_N.to(device))
-        cos_PF, sin_PF = vision_rotary(plan.rows_P.to(device), plan.columns_P.to(device), self.head_dim)
-        recompute = self.gradient_checkpointing and self.training
-        for block, parts in zip(self.blocks, self._parts(plan, device), strict=True):
-            x_PD = run_block(block, x_PD, cos_PF, sin_PF, parts, recompute=recompute)
-        return self.merger(x_PD)[plan.inverse_N.to(device)]
+        angles = vision_rotary(plan.rows_P.to(device), plan.columns_P.to(device), self.head_dim)
+        return plan, angles, self._parts(plan, device)
 
     def _parts(self, plan: Layout, device: torch.device) -> list[list[Part]]:
-        """Of each block: parts of windows, or everything at once where frames are attended to as a whole."""
+        """Of each block: windows or frames, a few together, or all where blocks are not taken apart."""
         backend = get_backend(self.attention_backend)
-        frames = [_part(backend, plan.frame_lengths)]
-        groups = _grouped(plan.window_lengths, PART_ROWS) if _in_parts(device) else [plan.window_lengths]
-        windows = [_part(backend, lengths) for lengths in groups]
+        apart = in_parts(device)
+        windows, frames = (
+            [Part(tuple(part), backend) for part in (grouped(lengths) if apart else [lengths])]
+            for lengths in (plan.window_lengths, plan.frame_lengths)
+        )
         full = self.config.fullatt_block_indexes
         return [frames if i in full else windows for i in range(len(self.blocks))]
 
-    def _regroup(self, x_PD: Tensor, order_N: Tensor) -> Tensor:
+    def regroup(self, x_PD: Tensor, order_N: Tensor) -> Tensor:
         """Patches in another order of their merged tokens."""
         return x_PD.unflatten(0, (len(order_N), -1))[order_N].flatten(0, 1)
 
@@ -130,37 +137,67 @@ class VisionBlock(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, config.hidden_act, bias=True)
 
     def forward(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, parts: Sequence[Part]) -> Tensor:
-        """``parts``: cover the patches in order; each is taken through the whole block by itself."""
-        if len(parts) == 1:
-            return self._part(x_PD, cos_PF, sin_PF, parts[0][1])
-        rows = [count for count, _ in parts]
-        pieces = zip(x_PD.split(rows), cos_PF.split(rows), sin_PF.split(rows), parts, strict=True)
-        return joined((self._part(x, cos, sin, attend) for x, cos, sin, (_, attend) in pieces), len(x_PD))
-
-    def _part(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, attend: Attend) -> Tensor:
-        x_PD = x_PD + self.attn(self.norm1(x_PD), cos_PF, sin_PF, attend)
+        """``parts``: cover the patches in order; there is one where blocks are not taken apart."""
+        if in_parts(x_PD.device):
+            out_PD, stages = self.stages(x_PD, cos_PF, sin_PF, parts)
+            for stage in stages:
+                stage()
+            return out_PD
+        x_PD = x_PD + self.attn(self.norm1(x_PD), cos_PF, sin_PF, parts[0].attend)
         return x_PD + self.mlp(self.norm2(x_PD))
 
+    def stages(
+        self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, parts: Sequence[Part]
+    ) -> tuple[Tensor, list[Stage]]:
+        """What the stages will fill, and the stages, to be run in order."""
+        out_PD = torch.empty_like(x_PD)
+        stages: list[Stage] = []
+        start = 0
+        for part in parts:
+            rows = slice(start, start + part.rows)
+            own = (x_PD[rows], cos_PF[rows], sin_PF[rows], part, out_PD[rows])
+            stages += self._long(*own) if part.long else self._short(*own)
+            start = rows.stop
+        return out_PD, stages
 
-def _in_parts(device: torch.device) -> bool:
-    return device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    def _short(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, part: Part, out_PD: Tensor) -> list[Stage]:
+        """Attention, then the rest."""
 
+        def attend() -> None:
+            torch.add(x_PD, self.attn(self.norm1(x_PD), cos_PF, sin_PF, part.attend), out=out_PD)
 
-def _part(backend: Backend, lengths: Sequence[int]) -> Part:
-    return sum(lengths), packed_attend(backend, lengths, causal=False)
+        return [attend, partial(self._feed_forward, out_PD)]
 
+    def _long(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, part: Part, out_PD: Tensor) -> list[Stage]:
+        """A large frame: queries, keys and values in pieces of patches, attention in pieces of queries."""
+        qkv_PHE = x_PD.new_empty(0)
 
-def _grouped(lengths: Sequence[int], rows: int) -> list[list[int]]:
-    """Neighbours together until they are ``rows`` or more."""
-    groups: list[list[int]] = [[]]
-    total = 0
-    for length in lengths:
-        if total >= rows:
-            groups.append([])
-            total = 0
-        groups[-1].append(length)
-        total += length
-    return groups
+        def project(rows: slice) -> None:
+            nonlocal qkv_PHE
+            turned_PHE, v_PHE = self.attn.turned(self.norm1(x_PD[rows]), cos_PF[rows], sin_PF[rows])
+            heads = v_PHE.shape[1]
+            if not rows.start:
+                qkv_PHE = v_PHE.new_empty(len(x_PD), 3 * heads, v_PHE.shape[2])
+            qkv_PHE[rows, : 2 * heads], qkv_PHE[rows, 2 * heads :] = turned_PHE, v_PHE
+
+        def attend(queries: slice, keys: slice) -> None:
+            q_PHE, k_PHE, v_PHE = qkv_PHE.chunk(3, dim=1)
+            lengths = ((queries.stop - queries.start,), (keys.stop - keys.start,))
+            # Nobody needs these queries again.
+            q_PHE[queries] = part.backend(q_PHE[queries], k_PHE[keys], v_PHE[keys], *lengths)
+
+        def finish(rows: slice) -> None:
+            o_PD = qkv_PHE[rows].chunk(3, dim=1)[0].flatten(1)
+            torch.add(x_PD[rows], self.attn.proj(o_PD), out=out_PD[rows])
+            self._feed_forward(out_PD[rows])
+
+        rows = sliced(len(x_PD))
+        projections, ends = ([partial(stage, r) for r in rows] for stage in (project, finish))
+        return [*projections, *(partial(attend, *piece) for piece in part.pieces()), *ends]
+
+    def _feed_forward(self, x_PD: Tensor) -> None:
+        """In place."""
+        x_PD += self.mlp(self.norm2(x_PD))
 
 
 class VisionAttention(nn.Module):
@@ -171,28 +208,15 @@ class VisionAttention(nn.Module):
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor, attend: Attend) -> Tensor:
-        q_PHE, k_PHE, v_PHE = self._project(x_PD, cos_PF, sin_PF)
+        turned_PHE, v_PHE = self.turned(x_PD, cos_PF, sin_PF)
+        q_PHE, k_PHE = turned_PHE.chunk(2, dim=1)
         return self.proj(attend(q_PHE, k_PHE, v_PHE).flatten(1))
 
-    def _project(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor) -> Sequence[Tensor]:
-        """Queries, keys and values (P, H, E), the first two turned to their places.
+    def turned(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys side by side, turned to their places, and values, (P, 2 * H, E) and (P, H, E).
 
-        Of many patches piece by piece, into one tensor: what is there before the turn is not kept as well.
+        Angles are float32: half precision widens to turn.
         """
-        if len(x_PD) < 2 * PART_ROWS or not _in_parts(x_PD.device):
-            turned_PHE, v_PHE = self._turned(x_PD, cos_PF, sin_PF)
-            return (*turned_PHE.chunk(2, dim=1), v_PHE)
-        for start in range(0, len(x_PD), PART_ROWS):
-            rows = slice(start, start + PART_ROWS)
-            turned_PHE, v_PHE = self._turned(x_PD[rows], cos_PF[rows], sin_PF[rows])
-            heads = v_PHE.shape[1]
-            if not start:
-                qkv_PHE = v_PHE.new_empty(len(x_PD), 3 * heads, self.head_dim)
-            qkv_PHE[rows, : 2 * heads], qkv_PHE[rows, 2 * heads :] = turned_PHE, v_PHE
-        return qkv_PHE.chunk(3, dim=1)
-
-    def _turned(self, x_PD: Tensor, cos_PF: Tensor, sin_PF: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys side by side, and values. Angles are float32: half precision widens to turn."""
         qkv_PHE = self.qkv(x_PD).unflatten(-1, (-1, self.head_dim))
         heads = qkv_PHE.shape[1] // 3
         return apply_rotary(qkv_PHE[:, : 2 * heads], cos_PF, sin_PF), qkv_PHE[:, 2 * heads :]

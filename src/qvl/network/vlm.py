@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qvl.errors import ConfigError, PlaceholderMismatchError
 from qvl.network.finite import require_finite
 from qvl.network.layers import initialise
+from qvl.network.stages import Encoding, Whole, encoding
 from qvl.network.text import TextDecoder
 from qvl.network.vision import VisionTower
 from qvl.ops.linear import Linear
@@ -48,7 +49,14 @@ class VisionLanguageModel(nn.Module):
 
         Raises NonFiniteError, naming the weights that are not, and ConfigError for a tower of another width.
         """
-        embeds_ND = self.visual(patches_PC, grids)
+        return self.checked(self.visual(patches_PC, grids))
+
+    def encoding(self, patches_PC: Tensor, grids: Iterable[Grid]) -> Encoding | Whole:
+        """The same in short stages; the embeddings are to be handed to `checked`."""
+        return encoding(self.visual, patches_PC, grids)
+
+    def checked(self, embeds_ND: Tensor) -> Tensor:
+        """Embeddings from the tower, if they are finite and fit the decoder. Raises what `encode` raises."""
         width = self.language_model.config.hidden_size
         if embeds_ND.shape[1] != width:
             raise ConfigError(

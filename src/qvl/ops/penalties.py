@@ -3,7 +3,7 @@
 Every strategy is a frozen setting that is called as ``strategy(scores, ids_T, prompt_length)``: scores of
 shape (1, V) or (V,) in float32, the ids so far (int64, T of them, the first ``prompt_length`` from the
 prompt). It returns new scores and leaves its input alone. Scores equal those of transformers' logits
-processors of similar names bit for bit.
+processors of similar names bit for bit (`Occurrence` has none there).
 
 Legend: V vocabulary, T tokens so far, N n-gram windows.
 """
@@ -70,6 +70,32 @@ class PromptReward:
 
     def __call__(self, scores: Tensor, ids_T: Tensor, prompt_length: int) -> Tensor:
         return _rescaled(scores, ids_T[:prompt_length], 1 / self.penalty)
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """What has come in the answer so far comes less: ``presence`` is taken off once, ``frequency`` for every
+    time that it came. The prompt does not count. Negative numbers encourage.
+
+    The formula, and the range of -2 to 2 that a server may want to hold callers to, are OpenAI's
+    (https://platform.openai.com/docs/api-reference/chat/create).
+    """
+
+    presence: float
+    frequency: float
+
+    def __post_init__(self) -> None:
+        _require(math.isfinite(self.presence), "presence_penalty", "a finite number", self.presence)
+        _require(math.isfinite(self.frequency), "frequency_penalty", "a finite number", self.frequency)
+
+    def __call__(self, scores: Tensor, ids_T: Tensor, prompt_length: int) -> Tensor:
+        new = ids_T[prompt_length:]
+        if not len(new):
+            return scores
+        ids_N, counts_N = new.unique(return_counts=True)
+        out = scores.clone()
+        out[..., ids_N] -= self.frequency * counts_N.to(scores.dtype) + self.presence
+        return out
 
 
 @dataclass(frozen=True)

@@ -192,14 +192,26 @@ def strategies(params: SamplingParams, *, vocab_size: int, keep: int = 1) -> Str
 
 def draw(scores_1V: Tensor, generator: torch.Generator | None) -> int:
     """One token from the distribution that the scores describe; one call of torch's multinomial."""
-    return draw_rows(scores_1V, [generator])[0]
+    (drawn,) = draw_rows(scores_1V, [generator])
+    if isinstance(drawn, Exception):
+        raise drawn
+    return drawn
 
 
-def draw_rows(scores_NV: Tensor, generators: Sequence[torch.Generator | None]) -> list[int]:
-    """One token from each row, each with its own generator (None: torch's own, row after row)."""
+def draw_rows(scores_NV: Tensor, generators: Sequence[torch.Generator | None]) -> list[int | RuntimeError]:
+    """One token from each row, each with its own generator (None: torch's own, row after row).
+
+    A row that is no distribution (NaN, or everything forbidden) gives torch's error, and others their tokens.
+    """
     rows = torch.softmax(scores_NV, dim=-1).split(1)
-    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(rows, generators, strict=True)]
-    return [int(token) for token in drawn]
+    return [_drawn(row, generator) for row, generator in zip(rows, generators, strict=True)]
+
+
+def _drawn(probs_1V: Tensor, generator: torch.Generator | None) -> int | RuntimeError:
+    try:
+        return int(torch.multinomial(probs_1V, 1, generator=generator))
+    except RuntimeError as error:
+        return error
 
 
 def check_draw(scores_1V: Tensor, drafted: int, probs_1V: Tensor, generator: torch.Generator | None) -> int:
@@ -232,6 +244,8 @@ def _penalties(params: SamplingParams) -> Iterator[Strategy]:
         yield penalties.PromptReward(params.encoder_repetition_penalty)
     if params.repetition_penalty != 1.0:
         yield penalties.RepetitionPenalty(params.repetition_penalty)
+    if params.presence_penalty or params.frequency_penalty:
+        yield penalties.Occurrence(params.presence_penalty, params.frequency_penalty)
     if params.no_repeat_ngram_size:
         yield penalties.NoRepeatNgram(params.no_repeat_ngram_size)
     if params.encoder_no_repeat_ngram_size:

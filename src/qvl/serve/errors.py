@@ -16,3 +16,24 @@ class DrainingError(QvlError):
 
 class RefusedError(InputError):
     """Asked for something that this server does not allow (403)."""
+
+
+class BindError(QvlError):
+    """The address cannot be listened on."""
+
+
+class RequestError(InputError):
+    """A request that cannot be answered (400). ``param``: the field that is wrong; ``code``: for programs."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class UnknownModelError(RequestError):
+    """No model of that name is served here (404)."""
+
+
+class OutOfTimeError(QvlError):
+    """The answer took longer than a request may (408)."""

@@ -1,4 +1,4 @@
-"""What the routes hand to the engine's thread and what comes back: plain data, no wire format and no torch."""
+"""What the routes hand to the engine's thread and what comes back: plain data, no wire format, no torch."""
 
 from __future__ import annotations
 
@@ -92,11 +92,47 @@ class Service(Protocol):
         """
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether answers can be expected; False calls for a new start of the server."""
+        ...
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to stop: no new requests, those under way go on."""
+        ...
+
+    @property
+    def jobs(self) -> int:
+        """Answers that are under way or wait."""
+        ...
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens, of a prompt and its answer together, that there is memory for; None: no limit."""
+        ...
+
+    def start(self) -> None:
+        """Begin to work; called when the application starts."""
+        ...
+
+    def drain(self) -> None:
+        """Begin to stop: `draining` from here on."""
+        ...
+
+    def abort_all(self) -> None:
+        """End every answer ("abort")."""
+        ...
+
+    async def close(self) -> None:
+        """End every answer, and the work."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Backend:
     """All that routes need; ``app.state.backend`` of the application. ``media``: a `MediaService`;
-    ``metrics``: a `Metrics`."""
+    ``metrics``: a `Metrics`; ``requests``: the requests under way, as `RequestRecord`s."""
 
     settings: Any
     processor: Any
@@ -105,3 +141,4 @@ class Backend:
     service: Service
     media: Any
     metrics: Any
+    requests: set[Any] = field(default_factory=set)

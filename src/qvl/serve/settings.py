@@ -37,6 +37,8 @@ class Limits:
     decode_memory: int = 4 * GIBI  # of one worker, above what it needs to start
     redirects: int = 3
     waiting: int = 256  # requests in the queue, beyond which new ones get 429
+    waiting_memory: int = 4 * GIBI  # media of all requests under way, and as much for their bodies; then 429
+    body_seconds: float = 60.0  # for a request's body to arrive
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class ServeSettings:
     max_tokens: int = 1024  # of an answer, where a request does not say
     repetition_tokens: int = 256  # length of a loop that ends an answer; 0: never
     media_workers: int = 1
-    drain_seconds: float = 30.0
+    drain_seconds: float = 30.0  # that requests have to finish after the first SIGTERM
+    log_requests: bool = True
     access: Access = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
 
