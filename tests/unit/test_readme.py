@@ -16,10 +16,12 @@ from PIL import Image
 
 from qvl.cli import OK, main
 from support.checkpoint import write_checkpoint
+from support.serving import live_server
 from support.video import write_video
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SERVED = "http://127.0.0.1:8000"
 RELEASED = "Qwen/Qwen2.5-VL-3B-Instruct"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
@@ -44,14 +46,26 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def server():
+    with live_server(log_requests=False) as live:
+        yield live
+
+
 def test_there_is_something_to_test():
-    assert len(PROGRAMS) == 2
+    assert len(PROGRAMS) == 3
     assert {shlex.split(command)[1] for command, _ in COMMANDS} == {"ask", "chat", "info"}
 
 
-@pytest.mark.parametrize(("program", "expected"), zip(PROGRAMS, ["407\n", "25\n"], strict=True))
-def test_programs(program, expected, place, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    zip(PROGRAMS, ["407\n", "25\n", "8\n"], strict=True),
+    ids=["pipeline", "generate", "client"],
+)
+def test_programs(program, expected, place, tmp_path, monkeypatch, request):
     monkeypatch.chdir(place)
+    if SERVED in program:
+        program = program.replace(SERVED, request.getfixturevalue("server").url)
     script = tmp_path / "program.py"
     script.write_text(program, encoding="utf-8")
     printed = io.StringIO()
