@@ -17,6 +17,7 @@ STATUS = {
     serve_errors.RefusedError: (403, "not_allowed"),
     serve_errors.QueueFullError: (429, "queue_full"),
     serve_errors.DrainingError: (503, "shutting_down"),
+    serve_errors.NoWorkerError: (503, "no_media_worker"),
     serve_errors.OutOfTimeError: (408, "timeout"),
     serve_errors.RequestError: (400, "invalid_value"),
     errors.PromptTooLongError: (400, "context_length_exceeded"),

@@ -388,6 +388,22 @@ def test_workers_that_cannot_be_started_again(media, monkeypatch, caplog):
     assert media.prepare(picture(94))
 
 
+def test_a_worker_that_is_killed_while_it_starts_costs_nobody_an_answer(monkeypatch):
+    start, starts = pools.Worker.start, []
+
+    async def first_killed(launch):
+        starts.append(launch)
+        return await (failing_start(launch) if len(starts) == 2 else start(launch))
+
+    monkeypatch.setattr(pools, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(pools.Worker, "start", first_killed)
+    with running_media() as media:
+        os.kill(media.workers[0], signal.SIGKILL)
+        until(lambda: len(starts) == 2)
+        assert media.prepare(picture(95))
+    assert len(starts) == 3
+
+
 async def failing_start(launch):
     raise WorkerStartError("not today")
 

@@ -14,6 +14,10 @@ class DrainingError(QvlError):
     """The server is about to stop and takes no new requests (503)."""
 
 
+class NoWorkerError(DrainingError):
+    """Processes that open media cannot be started at the moment (503)."""
+
+
 class RefusedError(InputError):
     """Asked for something that this server does not allow (403)."""
 

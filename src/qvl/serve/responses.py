@@ -7,11 +7,11 @@ import logging
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from qvl.serve.errors import DrainingError, QueueFullError
+from qvl.serve.errors import DrainingError, NoWorkerError, QueueFullError
 from qvl.serve.protocol.failures import failure
 
 # Seconds after which it makes sense to come again.
-RETRY_AFTER: dict[type[Exception], int] = {QueueFullError: 5, DrainingError: 10}
+RETRY_AFTER: dict[type[Exception], int] = {QueueFullError: 5, DrainingError: 10, NoWorkerError: 5}
 # OpenAI's names, for programs, of what goes wrong before a request is read.
 CODES = {
     401: "invalid_api_key",

@@ -10,10 +10,11 @@ from contextlib import suppress
 from typing import Any
 
 from qvl.errors import MediaDecodeError, MediaTooLargeError
-from qvl.serve.errors import DrainingError
+from qvl.serve.errors import DrainingError, NoWorkerError
 from qvl.serve.media.process import Launch, Worker, WorkerDiedError, WorkerStartError
 
 ABANDONED_SECONDS = 2.0  # that a job nobody waits for may still take: about what a new worker costs
+FAILED_STARTS = 2  # in a row, after which nobody waits for the next one
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts to start a worker
 
 logger = logging.getLogger(__name__)
@@ -31,12 +32,13 @@ class WorkerPool:
         self._workers: set[Worker] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = True
-        self._failing = False  # whether the last attempt to start a worker failed
+        self._failed_starts = 0  # in a row
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are taken: a worker runs, or one is on its way."""
-        return not self._closed and (self._running or not self._failing)
+        """Whether jobs are taken: a worker runs, or one is on its way. One that is killed while it starts, as
+        where memory is short, says nothing yet of the next."""
+        return not self._closed and (self._running or self._failed_starts < FAILED_STARTS)
 
     @property
     def _running(self) -> bool:
@@ -99,7 +101,7 @@ class WorkerPool:
     def _no_workers(self) -> DrainingError:
         if self._closed:
             return DrainingError("the server is about to stop")
-        return DrainingError("no media can be decoded at the moment: try again shortly")
+        return NoWorkerError("no media can be decoded at the moment: try again shortly")
 
     def _turn_away(self) -> None:
         """Ends the waiting of all: there is no worker to wait for."""
@@ -177,12 +179,12 @@ class WorkerPool:
         while True:
             try:
                 worker = await Worker.start(self._launch)
-                self._failing = False
+                self._failed_starts = 0
                 return worker
             except (WorkerStartError, OSError) as error:
                 logger.error("a media worker could not be started again: %s", error)
-                self._failing = True
-                if not self._running:
+                self._failed_starts += 1
+                if not self.alive:
                     self._turn_away()
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)

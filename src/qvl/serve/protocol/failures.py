@@ -28,6 +28,7 @@ from qvl.errors import (
 )
 from qvl.serve.errors import (
     DrainingError,
+    NoWorkerError,
     OutOfTimeError,
     QueueFullError,
     RefusedError,
@@ -41,6 +42,7 @@ KINDS: Sequence[tuple[type[Exception], int, str, str | None]] = (
     (UnknownModelError, 404, INVALID, "model_not_found"),
     (RefusedError, 403, "permission_error", "not_allowed"),
     (QueueFullError, 429, "rate_limit_error", "queue_full"),
+    (NoWorkerError, 503, "server_error", "no_media_worker"),
     (DrainingError, 503, "server_error", "shutting_down"),
     (OutOfTimeError, 408, "timeout_error", "timeout"),
     (PromptTooLongError, 400, INVALID, "context_length_exceeded"),
