@@ -169,7 +169,7 @@ OPTIONS = (
     SettingOption(
         "prompt_tokens",
         "--max-prompt-tokens",
-        "Tokens of the prompt, pictures included.",
+        "Tokens of prompt and answer together, pictures included.",
         COSTS,
         unset="what the model was made for",
     ),

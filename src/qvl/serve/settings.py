@@ -23,7 +23,7 @@ class Limits:
     video_frames: int = 100_000  # that a file holds
     sampled_frames: int = 768
     pdf_pages: int = 32
-    prompt_tokens: int | None = None  # None: what the model was made for
+    prompt_tokens: int | None = None  # with the answer; None: what the model was made for
     output_tokens: int = 16_384
     choices: int = 16  # `n`
     stops: int = 16
@@ -68,8 +68,8 @@ class ServeSettings:
     prefix_reuse: bool = True
     client_share: float = 0.5  # of the running sequences, while others wait
     max_tokens: int = 1024  # of an answer, where a request does not say
-    repetition_tokens: int = 256  # length of a loop that ends an answer; 0: never
-    media_workers: int = 1
+    repetition_tokens: int = 512  # length of a loop that ends an answer; 0: never
+    media_workers: int = 2  # one slow video then holds nobody's picture up
     drain_seconds: float = 30.0  # that requests have to finish after the first SIGTERM
     log_requests: bool = True
     access: Access = field(default_factory=Access)
