@@ -123,9 +123,9 @@ def test_a_medium_that_makes_its_decoder_crash_is_at_fault(media):
     assert set(before) - set(media.workers) == {busy}
 
 
-@pytest.mark.parametrize(("killed", "runs"), [(True, 2), (False, 1)])
-def test_a_job_is_run_twice_at_most(monkeypatch, killed, runs):
-    pool = pools.WorkerPool(Launch("", Limits()), 1, 1.0)
+@pytest.mark.parametrize(("killed", "workers", "runs"), [(True, 1, 2), (True, 2, 3), (False, 2, 1)])
+def test_a_job_is_run_again_once_for_every_worker_at_most(monkeypatch, killed, workers, runs):
+    pool = pools.WorkerPool(Launch("", Limits()), workers, 1.0)
     pool._closed, asked = False, []
 
     async def run_once(message, descriptors):
@@ -240,8 +240,9 @@ def test_workers_end_with_their_server():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    (pid,) = map(int, done.stdout.split())
-    until(lambda: not alive(pid))
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == ServeSettings().media_workers
+    until(lambda: not any(map(alive, pids)))
 
 
 def test_nothing_is_left_behind():

@@ -82,14 +82,16 @@ class WorkerPool:
     async def run(self, message: Mapping[str, Any], descriptors: Sequence[int]) -> dict[str, Any]:
         """A worker's answer to ``message``.
 
-        A job whose worker was killed runs once more, as it may not have been its fault. Raises
-        MediaDecodeError where a decoder fails altogether, MediaTooLargeError for one that takes too long.
+        A job whose worker was killed runs again, as that may not have been its fault: once for every worker,
+        since all may be killed together. Raises MediaDecodeError where a decoder fails altogether,
+        MediaTooLargeError for one that takes too long.
         """
-        try:
-            return await self._run_once(message, descriptors)
-        except WorkerDiedError as error:
-            if not error.killed:
-                raise self._failed() from error
+        for _ in range(self._count):
+            try:
+                return await self._run_once(message, descriptors)
+            except WorkerDiedError as error:
+                if not error.killed:
+                    raise self._failed() from error
         try:
             return await self._run_once(message, descriptors)
         except WorkerDiedError as error:
