@@ -12,7 +12,15 @@ from types import SimpleNamespace
 
 import torch
 
+from qvl.config.text import Qwen2_5_VLTextConfig
+
 HEADS, WIDTH, VOCAB, PATCH_VALUES = 2, 8, 24, 12
+
+
+class _Config(SimpleNamespace):
+    """Settings of a text decoder, and what the real ones derive from them."""
+
+    most_positions = Qwen2_5_VLTextConfig.most_positions
 
 
 class FakeNetwork:
@@ -33,7 +41,7 @@ class FakeNetwork:
         self.encoded: list[int] = []
         self.stages: list[int] = []
         self.extents: list[int] = []
-        config = SimpleNamespace(
+        config = _Config(
             num_hidden_layers=1,
             num_key_value_heads=HEADS,
             head_dim=WIDTH // HEADS,

@@ -118,6 +118,14 @@ class Qwen2_5_VLTextConfig(PretrainedConfig):
         return [LAYER_TYPES[layer >= full] for layer in range(self.num_hidden_layers)]
 
     @property
+    def most_positions(self) -> int:
+        """``max_position_embeddings``, or what a scaled rotary embedding stretches it to."""
+        scaling, origin = self.rope_scaling or {}, self.max_position_embeddings
+        if scaling.get("rope_type") in ("yarn", "llama3"):  # the only types that read an origin there
+            origin = scaling.get("original_max_position_embeddings") or origin
+        return max(self.max_position_embeddings, int(origin * (scaling.get("factor") or 1)))
+
+    @property
     def mrope_section(self) -> list[int]:
         """Rotary frequencies that turn with time, height and width; sums to head_dim / 2.
 

@@ -221,23 +221,13 @@ class Runner:
                 f"Token id {wrong} is not in the vocabulary of {self.vocab_size}: tokenizer and model do not "
                 "belong together."
             )
-        positions, most = length + prompt.rope_delta, self.most_positions
+        positions, most = length + prompt.rope_delta, self.decoder.config.most_positions
         if positions > most:
             raise PromptTooLongError(
                 f"The prompt takes {positions} positions, but the model was made for {most} "
                 "(max_position_embeddings); shorten the text, or use fewer or smaller pictures."
             )
         check_media(prompt, self.network.model.visual.spatial_merge_size)
-
-    @property
-    def most_positions(self) -> int:
-        """``max_position_embeddings``, or what a scaled rotary embedding stretches it to."""
-        config = self.decoder.config
-        scaling = config.rope_scaling or {}
-        origin = config.max_position_embeddings
-        if scaling.get("rope_type") in ("yarn", "llama3"):  # the only types that read an origin there
-            origin = scaling.get("original_max_position_embeddings") or origin
-        return max(config.max_position_embeddings, int(origin * (scaling.get("factor") or 1)))
 
     def _check_kv(self, kv: SequenceKV, prompt_length: int, needed: int) -> None:
         config = self.decoder.config

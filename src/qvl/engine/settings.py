@@ -55,11 +55,9 @@ class EngineSettings:
             )
 
 
-@dataclass(frozen=True)
-class EngineStats:
-    """An engine at one moment. Gauges: ``running`` and ``waiting`` requests, ``kv_bytes`` allocated, of these
-    ``kept_bytes`` in ``kept_prefixes``, ``vision_bytes`` of kept embeddings, ``encoding`` media on their way
-    through the tower. All others count from the engine's start.
+@dataclass
+class Counters:
+    """What counts from an engine's start.
 
     ``prompt_tokens`` and ``output_tokens``: computed, and drawn. ``prefix_tokens``: of prompts, taken from
     other requests' keys. ``preempted``: times that a running request gave up its memory, and
@@ -67,13 +65,6 @@ class EngineStats:
     pictures and videos. ``finished`` counts ends of every kind, ``failed`` those with reason "error".
     """
 
-    running: int = 0
-    waiting: int = 0
-    kv_bytes: int = 0
-    kept_bytes: int = 0
-    kept_prefixes: int = 0
-    vision_bytes: int = 0
-    encoding: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
@@ -87,16 +78,16 @@ class EngineStats:
 
 
 @dataclass
-class Counters:
-    """The counters among `EngineStats`, while they count."""
+class EngineStats(Counters):
+    """An engine at one moment: its counters, and gauges. ``running`` and ``waiting`` requests, ``kv_bytes``
+    allocated, of these ``kept_bytes`` in ``kept_prefixes``, ``vision_bytes`` of kept embeddings, ``encoding``
+    media on their way through the tower.
+    """
 
-    steps: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    prefix_tokens: int = 0
-    preempted: int = 0
-    recomputed_tokens: int = 0
-    media_encoded: int = 0
-    media_reused: int = 0
-    finished: int = 0
-    failed: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_bytes: int = 0
+    kept_bytes: int = 0
+    kept_prefixes: int = 0
+    vision_bytes: int = 0
+    encoding: int = 0

@@ -70,17 +70,10 @@ def output_tokens(request: Sampling, settings: ServeSettings, prompt_tokens: int
 
 
 def context_length(config: Any, limits: Limits, capacity: int | None = None) -> int:
-    """Tokens that a prompt and its answer may have together: what the model was made for, which a scaled
-    rotary embedding stretches (as `qvl.engine.runner` counts it), and no more than ``capacity``, which
-    there is memory for."""
-    text = config.text_config
-    scaling = getattr(text, "rope_scaling", None) or {}
-    most = int(text.max_position_embeddings)
-    origin = most
-    if scaling.get("rope_type") in ("yarn", "llama3"):
-        origin = scaling.get("original_max_position_embeddings") or most
-    most = max(most, int(origin * (scaling.get("factor") or 1)))
-    return min(bound for bound in (most, limits.prompt_tokens, capacity) if bound is not None)
+    """Tokens that a prompt and its answer may have together: what the model was made for, and no more than
+    ``capacity``, which there is memory for."""
+    bounds = (config.text_config.most_positions, limits.prompt_tokens, capacity)
+    return min(bound for bound in bounds if bound is not None)
 
 
 def check_limits(request: Sampling, limits: Limits) -> None:
