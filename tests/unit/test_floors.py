@@ -24,6 +24,8 @@ FLOOR = {
     "auto": 6,
     "pipelines": 6,
     "serve": 7,
+    "train": 7,
+    "evaluate": 7,
     "cli": 8,
     "__init__": 8,
 }

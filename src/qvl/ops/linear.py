@@ -12,7 +12,6 @@ Legend: M rows, N output features, K input features.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from qvl.ops.kernels import Kernels, kernels
 from qvl.ops.kernels.plain import plain
+from qvl.ops.trained_linear import least_seconds, onednn, trained_linear
 
 Way = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
@@ -34,11 +34,12 @@ _CLEAR = 0.95  # of the time of the first choice: less is no reason to leave it
 def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """x W^T + b for x of shape (..., K), in the dtype of all three; ``F.linear`` but faster.
 
-    What needs a gradient, lies elsewhere than on the CPU, or is no plain float32 or bfloat16 goes to torch.
+    What lies elsewhere than on the CPU, or is no plain float32 or bfloat16, goes to torch; what needs a
+    gradient goes to `qvl.ops.trained_linear`.
     """
     offered = kernels()
     if offered is None or not _fits(x_MK, weight_NK, bias_N):
-        return F.linear(x_MK, weight_NK, bias_N)
+        return trained_linear(x_MK, weight_NK, bias_N)
     rows_MK = x_MK if x_MK.ndim == 2 else x_MK.reshape(-1, x_MK.shape[-1])
     if rows_MK.stride(1) != 1:
         rows_MK = rows_MK.contiguous()
@@ -67,16 +68,8 @@ def ways(dtype: torch.dtype, offered: Kernels) -> dict[str, Way]:
     """The ways of a product of many rows, qvl's first: name -> function."""
     found: dict[str, Way] = {"qvl": offered.product, "torch": F.linear}
     if dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        found["onednn"] = _onednn
+        found["onednn"] = onednn
     return found
-
-
-def _onednn(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
-    """oneDNN on the plain weight, by the operator that torch's compiler uses.
-
-    `F.linear` takes MKL for float32, which leaves half of some processors' vector units idle.
-    """
-    return torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias_N, "none", [], "")
 
 
 @cache
@@ -86,17 +79,6 @@ def fastest(dtype: torch.dtype, offered: Kernels) -> Way:
         M, N, K = _SAMPLE
         x_MK, weight_NK = torch.ones(M, K, dtype=dtype), torch.ones(N, K, dtype=dtype)
         found = ways(dtype, offered)
-        times = {name: _seconds(partial(way, x_MK, weight_NK, None)) for name, way in found.items()}
+        times = {name: least_seconds(partial(way, x_MK, weight_NK, None)) for name, way in found.items()}
     first, best = next(iter(times)), min(times, key=lambda name: times[name])
     return found[best if times[best] < _CLEAR * times[first] else first]
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """The least of some: what it takes when nothing else is in the way."""
-    call()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)

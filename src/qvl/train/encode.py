@@ -109,9 +109,7 @@ class Encoder:
         )
 
 
-def _media(
-    placed: Sequence[Placement], features: BatchFeature, seconds: Sequence[float]
-) -> Iterator[Medium]:
+def _media(placed: Sequence[Placement], features: BatchFeature, seconds: Sequence[float]) -> Iterator[Medium]:
     """The media in reading order, each with its own patches."""
     patches = {}
     for kind, values, grids in (

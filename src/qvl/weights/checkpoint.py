@@ -32,7 +32,8 @@ def save_checkpoint(
     CheckpointError for a folder that cannot be made or written.
     """
     parse_size(max_shard_size)
-    tensors, header = stored_tensors(module, module.state_dict() if state_dict is None else state_dict)
+    given = module.state_dict() if state_dict is None else state_dict
+    tensors, header = stored_tensors(module, given)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +44,7 @@ def save_checkpoint(
     write_tensors(folder, tensors, max_shard_size=max_shard_size, **header)
     config = copy.deepcopy(module.config)
     config.architectures = [type(module).__name__]
-    config.dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    config.dtype = next((value.dtype for value in given.values() if value.is_floating_point()), None)
     config.save_pretrained(folder)
 
 

@@ -1,7 +1,8 @@
 """Attention through torch's scaled_dot_product_attention, which picks the fused kernel of the device, or
 through qvl's own kernel where that is faster (`qvl.ops.attention.compiled`).
 
-What is added: neighbouring sequences of equal length share one call; heads that share a key head read it
+What is added: neighbouring sequences of equal length share one call (in training, all of them wherever they
+lie: `qvl.ops.attention.gathered`); heads that share a key head read it
 through a stride instead of a copy; causal queries with a past, and sliding windows, are aligned to the last
 key (torch's own ``is_causal`` aligns to the first) by masks of at most BLOCK query rows.
 
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qvl.ops.attention.compiled import compiled_attention
+from qvl.ops.attention.gathered import gathered_attention
 from qvl.ops.attention.packing import check_packing, equal_runs, visible_keys
 
 BLOCK = 1024  # query rows per explicit mask: memory grows with the keys, not with their square
@@ -55,6 +58,8 @@ def sdpa_attention(
         )
         if o_THD is not None:
             return o_THD
+    if _trained(q_THD, k_SGD, v_SGD) and tuple(q_lengths) == tuple(k_lengths) and len(set(q_lengths)) > 1:
+        return gathered_attention(q_THD, k_SGD, v_SGD, q_lengths, partial(_run, rule=rule))
     outputs, q_start, k_start = [], 0, 0
     for count, T, S in equal_runs(q_lengths, k_lengths):
         q_end, k_end = q_start + count * T, k_start + count * S
@@ -103,7 +108,16 @@ def _run(q_NTHD: Tensor, k_NSGD: Tensor, v_NSGD: Tensor, rule: Rule) -> Tensor:
     if T == 1:  # one query per head: the heads that share keys become the rows
         q_NGRD = q_NTHD.squeeze(1).unflatten(1, (G, H // G))
         return _kernel(q_NGRD, k_NGSD, v_NGSD, rule).flatten(1, 2).unsqueeze(1)
+    if _trained(q_NTHD, k_NSGD, v_NSGD) and not rule.dropout and rule.window is None and T == S:
+        return F.scaled_dot_product_attention(
+            q_NTHD.transpose(1, 2), k_NGSD, v_NGSD, is_causal=rule.causal, scale=rule.scale, enable_gqa=True
+        ).transpose(1, 2)
     return torch.stack([_shared_keys(*one, rule) for one in zip(q_NTHD, k_NGSD, v_NGSD, strict=True)])
+
+
+def _trained(*tensors: Tensor) -> bool:
+    """Whether a backward pass will follow, in which pieces and copies cost more than they spare."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _shared_keys(q_THD: Tensor, k_GSD: Tensor, v_GSD: Tensor, rule: Rule) -> Tensor:

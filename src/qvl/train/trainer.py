@@ -1,0 +1,301 @@
+"""The training loop: samples in, steps of the optimizer, checkpoints that serve as they are.
+
+Everything that decides a step is a function of the settings and the step, or stands in the checkpoint: a run
+that was killed goes on bit for bit (on a CPU). What a checkpoint holds beside the trainer's own state is
+written by ``write_model``; what is minimised is the ``objective``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from qvl.errors import CheckpointMismatchError, NonFiniteError
+from qvl.train import saving
+from qvl.train.objective import Loss, Objective, answer_loss
+from qvl.train.optimizer import build_optimizer, set_rate
+from qvl.train.packing import PackedBatch, groups, pack
+from qvl.train.sample import Sample, Source
+from qvl.train.schedule import indices, rate
+from qvl.train.settings import TrainSettings
+
+# Settings that may differ when a run goes on: they do not change its course.
+FREE = frozenset(
+    {"workers", "log_every", "save_every", "evaluate_every", "keep", "steps", "epochs", "save_dtype"}
+)
+
+Values = dict[str, float]
+
+
+class Listener(Protocol):
+    """Whoever wants to know how training goes: a progress bar, a file of metrics."""
+
+    def started(self, step: int, steps: int) -> None: ...
+
+    def stepped(self, step: int, values: Values) -> None:
+        """After every step (counted from 1): loss, right, rate, gradient norm, tokens, seconds."""
+
+    def evaluated(self, step: int, values: Values) -> None: ...
+
+    def saved(self, step: int, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """A step's samples, packed. ``learned``: tokens to be learned in all of them."""
+
+    batches: tuple[PackedBatch, ...]
+    learned: int
+
+
+class Steps(Dataset):
+    """What every step takes, by its number: a pure function, so that another process can prepare it."""
+
+    def __init__(
+        self, source: Source, settings: TrainSettings, collate: Callable[[Sequence[Sample]], PackedBatch]
+    ) -> None:
+        self.source, self.settings, self.collate = source, settings, collate
+
+    def __getitem__(self, step: int) -> Passes:
+        samples = [self.source[i] for i in indices(step, len(self.source), self.settings)]
+        return self.packed(samples)
+
+    def packed(self, samples: Sequence[Sample]) -> Passes:
+        parts = groups(map(len, samples), self.settings.pass_tokens)
+        batches = tuple(self.collate([samples[i] for i in part]) for part in parts)
+        return Passes(batches, sum(batch.learned for batch in batches))
+
+
+class Trainer:
+    """Trains ``model`` in place.
+
+    ``write_model``: writes everything that serves (config, weights, processor) into a folder. ``objective``:
+    a function of the model and a batch; if it is a module, its own parameters are trained too and thrown
+    away in the end. ``rate_of``: learning rate by parameter name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        settings: TrainSettings,
+        out: Path,
+        write_model: Callable[[nn.Module, Path], None],
+        *,
+        objective: Objective = answer_loss,
+        collate: Callable[[Sequence[Sample]], PackedBatch] = pack,
+        rate_of: Callable[[str], float] | None = None,
+        evaluation: Source | None = None,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self.model, self.settings, self.out, self.write_model = model, settings, out, write_model
+        self.objective, self.evaluation, self.listeners = objective, evaluation, listeners
+        self.steps = settings.total_steps(len(source))
+        self.lessons = Steps(source, settings, collate)
+        self.samples = len(source)
+        for parameter in self._trained().values():
+            parameter.data = parameter.data.float()
+        self.optimizer = build_optimizer(self._trained().items(), settings, rate_of)
+        self.average = copy.deepcopy(self._values()) if settings.average else {}
+        self.step = 0
+
+    # -- the run ---------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Trains to the end, from the newest checkpoint of ``out`` if there is one, and publishes the model.
+
+        An interruption (Ctrl-C) saves first. Raises NonFiniteError for a loss that is not a number.
+        """
+        self.resume()
+        for listener in self.listeners:
+            listener.started(self.step, self.steps)
+        self.model.train()
+        try:
+            for passes in self._upcoming():
+                self._report(self.advance(passes))
+                if self.step % self.settings.save_every == 0 or self.step == self.steps:
+                    self.save()
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        finally:
+            self.model.eval()
+        found = saving.newest(self.out)
+        if found is not None:
+            saving.publish(found[1], self.out)
+
+    def _upcoming(self) -> Iterator[Passes]:
+        workers = self.settings.workers
+        return iter(
+            DataLoader(
+                self.lessons,
+                batch_size=None,
+                sampler=range(self.step, self.steps),
+                num_workers=workers,
+                prefetch_factor=4 if workers else None,
+            )
+        )
+
+    def advance(self, passes: Passes) -> Values:
+        """One step of the optimizer; the loss is the mean over all learned tokens of the step."""
+        start, settings = perf_counter(), self.settings
+        torch.manual_seed(hash((settings.seed, self.step)) % 2**63)  # of dropout: the same when resumed
+        factor = rate(self.step, self.steps, settings)
+        set_rate(self.optimizer, factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = self._passes(passes)
+        norm = self._clip()
+        self.optimizer.step()
+        self.step += 1
+        self._follow()
+        tokens = sum(len(batch.ids_T) for batch in passes.batches)
+        return sums | {"rate": factor, "norm": norm, "tokens": tokens, "seconds": perf_counter() - start}
+
+    def _passes(self, passes: Passes) -> Values:
+        sums: dict[str, float] = {"loss": 0.0, "right": 0.0}
+        for batch in passes.batches:
+            loss = self._loss(batch)
+            mean = loss.total / max(1, passes.learned)
+            mean.backward()
+            share = batch.learned / max(1, passes.learned)
+            found = {"loss": mean, "right": loss.right / max(1, passes.learned)}
+            found |= {name: value * share for name, value in loss.parts.items()}
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        if not all(map(torch.isfinite, map(torch.tensor, sums.values()))):
+            raise NonFiniteError(
+                f"The loss of step {self.step + 1} is {sums['loss']}: lower the learning rate, or compute in "
+                "float32; the last checkpoint is as it was"
+            )
+        return sums
+
+    def _loss(self, batch: PackedBatch) -> Loss:
+        device = next(self.model.parameters()).device
+        half = self.settings.dtype == "bfloat16"
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            return self.objective(self.model, batch.to(device))
+
+    def _clip(self) -> float:
+        """The norm of all gradients, cut to ``clip`` where that is not 0."""
+        limit = self.settings.clip or float("inf")
+        return float(nn.utils.clip_grad_norm_(list(self._trained().values()), limit, foreach=True))
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The moving average follows; young ones follow faster."""
+        if not self.average:
+            return
+        keep = min(self.settings.average, (self.step + 1) / (self.step + 20))
+        torch._foreach_lerp_(list(self.average.values()), list(self._values().values()), 1 - keep)
+
+    @torch.no_grad()
+    def evaluate(self) -> Values:
+        """Mean loss and share of right tokens over the evaluation source."""
+        assert self.evaluation is not None
+        self.model.eval()
+        sums: Values = {"loss": 0.0, "right": 0.0}
+        learned = 0
+        for first in range(0, len(self.evaluation), self.settings.batch):
+            last = min(first + self.settings.batch, len(self.evaluation))
+            passes = self.lessons.packed([self.evaluation[i] for i in range(first, last)])
+            for batch in passes.batches:
+                loss = self._loss(batch)
+                sums["loss"] += float(loss.total)
+                sums["right"] += float(loss.right)
+            learned += passes.learned
+        self.model.train()
+        return {name: value / max(1, learned) for name, value in sums.items()}
+
+    def _report(self, values: Values) -> None:
+        for listener in self.listeners:
+            listener.stepped(self.step, values)
+        every = self.settings.evaluate_every
+        if self.evaluation is not None and (self.step == self.steps or (every and self.step % every == 0)):
+            found = self.evaluate()
+            for listener in self.listeners:
+                listener.evaluated(self.step, found)
+
+    # -- what is trained -------------------------------------------------------------------------------
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """Every parameter that is trained, by name; those of the objective under "objective."."""
+        found = dict(self.model.named_parameters())
+        if isinstance(self.objective, nn.Module):
+            found |= {f"objective.{name}": value for name, value in self.objective.named_parameters()}
+        return {name: value for name, value in found.items() if value.requires_grad}
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: parameter.data for name, parameter in self._trained().items()}
+
+    # -- checkpoints -----------------------------------------------------------------------------------
+
+    def save(self) -> Path:
+        """A checkpoint of this step: the model as it serves, and what the trainer needs to go on."""
+        folder = saving.save_whole(self.out, self.step, self._write)
+        saving.tidy(self.out, self.settings.keep)
+        for listener in self.listeners:
+            listener.saved(self.step, folder)
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        values = self._values()
+        own = {name: value.clone() for name, value in values.items()} if self.average else {}
+        with torch.no_grad():
+            for name, value in self.average.items():
+                values[name].copy_(value)
+            self.write_model(self.model, folder)
+            for name, value in own.items():
+                values[name].copy_(value)
+        state = {
+            "step": self.step,
+            "samples": self.samples,
+            "settings": asdict(self.settings),
+            "weights": values,
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, folder / saving.STATE)
+
+    def resume(self) -> None:
+        """Goes on from the newest checkpoint of ``out``, if there is one.
+
+        Raises CheckpointMismatchError where it was made by other settings or other data.
+        """
+        found = saving.newest(self.out)
+        if found is None:
+            return
+        state = torch.load(found[1] / saving.STATE, weights_only=True)
+        self._check(state, found[1])
+        values = self._values()
+        with torch.no_grad():
+            for name, value in state["weights"].items():
+                values[name].copy_(value)
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def _check(self, state: dict[str, Any], folder: Path) -> None:
+        saved, own = state["settings"], asdict(self.settings)
+        other = [
+            f"{f.name} (then {saved.get(f.name)!r}, now {own[f.name]!r})"
+            for f in fields(self.settings)
+            if f.name not in FREE and saved.get(f.name) != own[f.name]
+        ]
+        if state["samples"] != self.samples:
+            other.append(f"samples (then {state['samples']}, now {self.samples})")
+        if state["weights"].keys() != self._trained().keys():
+            other.append("which parameters are trained")
+        if other:
+            raise CheckpointMismatchError(
+                f"{folder} is from a run with other settings: {', '.join(other)}; give the same ones to go "
+                "on, or another folder to begin anew"
+            )
