@@ -11,8 +11,8 @@ two positions per second these are half seconds. That is all that a model can kn
 
 When something happens: the time of an event is the start of the first pair of frames that shows it. Events
 fall on the first frame of a pair, so this is also the time of the first frame that shows them; only at rates
-of INSIDE_RATE and more they may fall on the second frame, 1 / rate <= 0.25 seconds later. Which pair it is and
-the rate are drawn so that the number of the pair tells little about the seconds: see RATE_WEIGHTS.
+of INSIDE_RATE and more they may fall on the second frame, 1 / rate <= 0.25 seconds later. Which pair it is
+and the rate are drawn so that the number of the pair tells little about the seconds: see RATE_WEIGHTS.
 
 Legend of shape suffixes: T frames, H height, W width, C channels (RGB).
 """
@@ -20,7 +20,8 @@ Legend of shape suffixes: T frames, H height, W width, C channels (RGB).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,8 @@ ORDER_FRAMES = (4, 6, 8, 10, 12)
 WHEN_STEPS = (4, 5, 6, 7, 8)  # pairs of frames
 LATEST = 8.5  # seconds
 INSIDE_RATE = 4.0
+ASIDE = 0.1  # share of lessons whose question stands before the film
+HURRIED = 0.1
 # How often each rate (frames per second) is drawn among those that keep the event before LATEST. Slow rates
 # have more weight, because quick ones crowd the times of all their pairs together.
 RATE_WEIGHTS = {0.5: 3.0, 0.75: 2.0, 1.0: 4.0, 1.5: 2.0, 2.0: 4.0, 3.0: 2.0, 4.0: 3.0, 8.0: 2.0}
@@ -131,6 +134,20 @@ WHEN_CHANGES = (
 WHEN_QUESTIONS = {"appears": WHEN_APPEARS, "vanishes": WHEN_VANISHES, "changes": WHEN_CHANGES}
 
 
+@dataclass(frozen=True)
+class Film:
+    """``frames_THWC``: uint8, sampled at ``rate`` frames per second. ``looks``: all that is ever in it."""
+
+    frames_THWC: np.ndarray
+    rate: float
+    looks: tuple[Look, ...]
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """The film as a part of a message's content."""
+        return {"type": "video", "video": self.frames_THWC, "fps": self.rate}
+
+
 def draw(task: str, rng: random.Random, held_out: bool = False) -> Lesson:
     """A lesson of ``task`` "motion", "order" or "when", a function of ``rng`` alone.
 
@@ -140,40 +157,47 @@ def draw(task: str, rng: random.Random, held_out: bool = False) -> Lesson:
     return DRAWERS[task](rng, held_out)
 
 
-def _lesson(
-    task: str, question: str, answer: str, film: tuple[np.ndarray, float], kind: str, expected: Any = None
-) -> Lesson:
-    frames_THWC, rate = film
-    messages = [
-        {
-            "role": "user",
-            "content": [
-                {"type": "video", "video": frames_THWC, "fps": rate},
-                {"type": "text", "text": question},
-            ],
-        },
-        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-    ]
-    return Lesson(task, messages, answer, kind=kind, expected=answer if expected is None else expected)
+def conversation(rng: random.Random, film: Film, question: str, answer: str) -> list[dict[str, Any]]:
+    """The film and the question, in one of ten after it, and the answer."""
+    content = [film.part, {"type": "text", "text": hurried(rng, question)}]
+    if rng.random() < ASIDE:
+        content.reverse()
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+
+
+def hurried(rng: random.Random, question: str) -> str:
+    """One question in ten is written without its capital and its mark."""
+    if rng.random() < HURRIED:
+        return (question[0].lower() + question[1:]).rstrip("?.")
+    return question
 
 
 def draw_motion(rng: random.Random, held_out: bool) -> Lesson:
     """One thing moves evenly along a side of the picture, or not at all; another may rest beside its way."""
+    film, direction = motion_film(rng, held_out)
+    question = rng.choice(MOTION_QUESTIONS).format(thing=_called(rng, film.looks))
+    kind = "motion, alone" if len(film.looks) == 1 else "motion, beside another"
+    return Lesson(
+        "motion", conversation(rng, film, question, direction), direction, kind=kind, expected=direction
+    )
+
+
+def motion_film(rng: random.Random, held_out: bool) -> tuple[Film, str]:
+    """A film, the look of what moves first, and the direction."""
     direction = rng.choice((*DIRECTIONS, *DIRECTIONS, NOWHERE))
     height, width, frames = rng.choice(SIDES), rng.choice(SIDES), rng.choice(MOTION_FRAMES)
-    looks = draw_looks(rng, 2, held_out)
-    size = rng.randint(12, 22)
+    looks = draw_looks(rng, 2 if rng.random() < 0.35 else 1, held_out)
+    size = rng.randint(14, 24)
     path = _path(rng, DIRECTIONS.get(direction, (0, 0)), frames, (height - size - 2, width - size - 2))
-    ground_HWC = backdrop(rng, height, width, [look.colour for look in looks])
     things = [Thing(looks[0], size, x, y) for x, y in path]
-    rest = _beside(rng, looks[1], things, height, width) if rng.random() < 0.3 else None
-    if rest is not None:
+    ground_HWC = backdrop(rng, height, width, [look.colour for look in looks])
+    rest = _beside(rng, looks[1], things, height, width) if len(looks) > 1 else None
+    if rest is None:
+        looks = looks[:1]
+    else:
         ground_HWC = painted(ground_HWC, [rest])
     frames_THWC = np.stack([painted(ground_HWC, [thing]) for thing in things])
-    name = _called(rng, looks[0], None if rest is None else looks[1])
-    question = rng.choice(MOTION_QUESTIONS).format(thing=name)
-    kind = "motion, alone" if rest is None else "motion, beside another"
-    return _lesson("motion", question, direction, (frames_THWC, rng.choice(MOTION_RATES)), kind)
+    return Film(frames_THWC, rng.choice(MOTION_RATES), tuple(looks)), direction
 
 
 def _path(
@@ -199,7 +223,7 @@ def _path(
 
 def _beside(rng: random.Random, look: Look, way: list[Thing], height: int, width: int) -> Thing | None:
     """A thing that rests off the ``way``, if there is room."""
-    size = rng.randint(12, 20)
+    size = rng.randint(14, 20)
     corners = [thing.box for thing in (way[0], way[-1])]
     swept = (
         min(box[0] for box in corners),
@@ -211,10 +235,10 @@ def _beside(rng: random.Random, look: Look, way: list[Thing], height: int, width
     return None if place is None else Thing(look, size, *place)
 
 
-def _called(rng: random.Random, look: Look, other: Look | None) -> str:
-    """A thing's name, with its colour where the shape alone would also mean the other thing."""
-    needed = other is not None and other.shape == look.shape
-    return look.name if needed or rng.random() < 0.5 else look.shape
+def _called(rng: random.Random, looks: Sequence[Look]) -> str:
+    """The name of the first, with its colour where the shape alone would also mean another."""
+    needed = any(look.shape == looks[0].shape for look in looks[1:])
+    return looks[0].name if needed or rng.random() < 0.5 else looks[0].shape
 
 
 def draw_order(rng: random.Random, held_out: bool) -> Lesson:
@@ -225,21 +249,26 @@ def draw_order(rng: random.Random, held_out: bool) -> Lesson:
     rng.shuffle(looks)
     things, ground_HWC = _placed(rng, looks)
     frames = rng.choice(ORDER_FRAMES)
-    early, late = _two_moments(rng, frames)
     appear = rng.random() < 0.65
-    if appear:
-        gone = rng.choice((frames, frames, late, rng.randint(early + 1, late)))
-        spans = [(early, gone), (late, rng.choice((frames, frames, rng.randint(late + 1, frames))))]
-    else:
-        spans = [(0, early), (0, late)]
-    frames_THWC = _film(ground_HWC, things, spans, frames)
+    spans = _spans(rng, frames, appear)
+    film = Film(_frames(ground_HWC, things, spans, frames), rng.choice(ORDER_RATES), tuple(looks))
     last = rng.random() < 0.5
     wordings = (COMES_FIRST, COMES_LAST, GOES_FIRST, GOES_LAST)[2 * (not appear) + last]
-    names = [thing.look.name for thing in things]
+    names = [look.name for look in looks]
     a, b = names if rng.random() < 0.5 else names[::-1]
-    question = rng.choice(wordings).format(a=a, b=b)
+    answer = names[last]
+    messages = conversation(rng, film, rng.choice(wordings).format(a=a, b=b), answer)
     kind = f"order, {'appears' if appear else 'vanishes'} {'last' if last else 'first'}"
-    return _lesson("order", question, names[last], (frames_THWC, rng.choice(ORDER_RATES)), kind)
+    return Lesson("order", messages, answer, kind=kind, expected=answer)
+
+
+def _spans(rng: random.Random, frames: int, appear: bool) -> list[tuple[int, int]]:
+    """Frames [start, end) in which the first thing and the second are there."""
+    early, late = _two_moments(rng, frames)
+    if not appear:
+        return [(0, early), (0, late)]
+    gone = rng.choice((frames, frames, late, rng.randint(early + 1, late)))
+    return [(early, gone), (late, rng.choice((frames, frames, rng.randint(late + 1, frames))))]
 
 
 def _two_moments(rng: random.Random, frames: int) -> tuple[int, int]:
@@ -255,13 +284,13 @@ def _placed(rng: random.Random, looks: list[Look], spare: tuple[str, ...] = ()) 
     height, width = rng.choice(SIDES), rng.choice(SIDES)
     things: list[Thing] = []
     while len(things) < len(looks):
-        size = rng.randint(14, 24)
+        size = rng.randint(16, 26)
         place = free_place(rng, size, height, width, [thing.box for thing in things])
         things = [] if place is None else [*things, Thing(looks[len(things)], size, *place)]
     return things, backdrop(rng, height, width, [*(look.colour for look in looks), *spare])
 
 
-def _film(
+def _frames(
     ground_HWC: np.ndarray, things: list[Thing], spans: list[tuple[int, int]], frames: int
 ) -> np.ndarray:
     """uint8 (T, H, W, C): thing k is there in the frames [start, end) of span k."""
@@ -278,20 +307,30 @@ def _film(
 
 
 def draw_when(rng: random.Random, held_out: bool) -> Lesson:
-    """A thing appears, vanishes or changes its colour, once; another may be there all the time."""
+    """A thing appears, vanishes or changes its colour, once."""
+    film, event, seconds = when_film(rng, held_out)
+    before = film.looks[:-1] if event == "changes" else film.looks
+    wording = rng.choice(WHEN_QUESTIONS[event])
+    question = wording.format(thing=_called(rng, before), new=film.looks[-1].colour)
+    answer = f"{seconds:.1f} seconds"
+    messages = conversation(rng, film, question, answer)
+    return Lesson("when", messages, answer, kind=f"when, {event}", expected=seconds)
+
+
+def when_film(rng: random.Random, held_out: bool) -> tuple[Film, str, float]:
+    """A film, what happens in it (a key of WHEN_QUESTIONS) and after how many seconds. The look that it
+    happens to comes first in the film's looks, what it turns to last; another may be there all the time.
+    """
     step, steps, rate, frame = draw_moment(rng)
-    event = rng.choice(("appears", "vanishes", "changes"))
+    event = rng.choice(tuple(WHEN_QUESTIONS))
     looks = draw_looks(rng, 2 if rng.random() < 0.3 else 1, held_out)
     turned = Look(rng.choice(_other_colours(looks, held_out)), looks[0].shape)
     (thing, *others), ground_HWC = _placed(rng, looks, (turned.colour,))
     before, after = _event(event, thing, turned)
     pictures = [painted(ground_HWC, [*others, *things]) for things in (before, after)]
     frames_THWC = np.stack([pictures[index >= frame] for index in range(2 * steps)])
-    name = _called(rng, looks[0], looks[-1] if others else None)
-    question = rng.choice(WHEN_QUESTIONS[event]).format(thing=name, new=turned.colour)
-    seconds = 2 * step / rate
-    answer = f"{seconds:.1f} seconds"
-    return _lesson("when", question, answer, (frames_THWC, rate), f"when, {event}", seconds)
+    shown = (*looks, turned) if event == "changes" else tuple(looks)
+    return Film(frames_THWC, rate, shown), event, 2 * step / rate
 
 
 def _other_colours(looks: list[Look], held_out: bool) -> list[str]:

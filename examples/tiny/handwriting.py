@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 import random
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image
 
 SIDE = 60  # 8 x 8 cells and a margin of one cell on every side, 6 times enlarged
 INK = 48  # the part of a scan within its margins
+EDGE = 2  # pixels between digits and the border of the picture
+LEAST_SIDE = 20.0  # pixels: the smallest digits, about
+FIRM = [255 if value > 90 else 0 for value in range(256)]  # what counts as ink
 BENDS = 6  # ways in which each training scan is bent, beside the turns and stretches
 
 
@@ -24,7 +28,9 @@ def _all_scans() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    cells = np.pad(np.clip(raw.images * (255 / 16), 0, 255).round().astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
+    cells = np.pad(
+        np.clip(raw.images * (255 / 16), 0, 255).round().astype(np.uint8), ((0, 0), (1, 1), (1, 1))
+    )
     return cells, raw.target
 
 
@@ -37,23 +43,25 @@ def scans_of(digit: int, held_out: bool) -> tuple[int, ...]:
     return tuple(i for i in part if labels[i] == digit)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _enlarged(scan: int) -> Image.Image:
     return Image.fromarray(_all_scans()[0][scan]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _bent(scan: int, bend: int) -> Image.Image:
     """The scan with its strokes pushed about smoothly; ``bend`` says in which of a few ways."""
     from scipy.ndimage import map_coordinates
 
-    pushes = np.random.default_rng((scan, bend)).standard_normal((2, 5, 5)).astype(np.float32) * (SIDE * 0.024)
+    pushes = np.random.default_rng((scan, bend)).standard_normal((2, 5, 5)).astype(np.float32) * (
+        SIDE * 0.019
+    )
     shift_y, shift_x = (
         np.asarray(Image.fromarray(push).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for push in pushes
     )
-    y, x = np.mgrid[:SIDE, :SIDE]
+    along = np.arange(SIDE, dtype=np.float32)
     ink = np.asarray(_enlarged(scan), dtype=np.float32)
-    moved = map_coordinates(ink, [y + shift_y, x + shift_x], order=1, mode="nearest")
+    moved = map_coordinates(ink, [along[:, None] + shift_y, along + shift_x], order=1, mode="nearest")
     return Image.fromarray(moved.clip(0, 255).round().astype(np.uint8))
 
 
@@ -65,15 +73,32 @@ def _shape_matrix(rng: random.Random) -> tuple[float, float, float, float]:
     return cos * wide, (cos * shear + sin) * high, -sin * wide, (cos - sin * shear) * high
 
 
-def _pen(rng: random.Random, stroke: float) -> list[int]:
-    """Firmer edges, as a pen leaves them, and strokes thinner or thicker by ``stroke``: a table of 256."""
-    firmness, threshold = rng.uniform(1.0, 2.2), 0.48 + rng.uniform(-stroke, stroke)
-    return [round(255 * min(1.0, max(0.0, (i / 255 - threshold) * firmness + 0.5))) for i in range(256)]
+def _pen(side: float, rng: random.Random, held_out: bool) -> list[int]:
+    """Soft or firm edges, as pens leave them, and thinner or thicker strokes: a table of 256."""
+    firmness = rng.uniform(1.0, 2.2) if rng.random() < 0.4 else max(1.2, side / 8 / rng.uniform(2.0, 6.0))
+    threshold = rng.uniform(0.5, 0.58) if held_out else rng.uniform(0.48, 0.66)
+    levels = (np.linspace(0, 1, 256) - threshold) * firmness + 0.5
+    return (255 * levels.clip(0, 1)).round().astype(int).tolist()
 
 
-def digit_mask(digit: int, side: float, rng: random.Random, held_out: bool) -> Image.Image:
-    """A handwritten ``digit`` as a mask of mode L; its 8 x 8 cells are about ``side`` pixels large."""
-    scan = rng.choice(scans_of(digit, held_out))
+def scans_of_digits(digits: str, rng: random.Random, held_out: bool) -> list[int]:
+    """A scan for each digit."""
+    return [rng.choice(scans_of(int(digit), held_out)) for digit in digits]
+
+
+def held_out_scans() -> range:
+    """The numbers of all scans that no lesson of training shows."""
+    count = len(_all_scans()[1])
+    return range(math.ceil(count * 3 / 4), count)
+
+
+def shown_by(scan: int) -> int:
+    """The digit that a scan shows."""
+    return int(_all_scans()[1][scan])
+
+
+def digit_mask(scan: int, side: float, rng: random.Random, held_out: bool) -> Image.Image:
+    """A scan as a mask of mode L; its 8 x 8 cells are about ``side`` pixels large."""
     full = math.ceil(side * SIDE / INK)
     step = SIDE / full
     a, b, c, d = (1.0, 0.0, 0.0, 1.0) if held_out else _shape_matrix(rng)
@@ -84,23 +109,35 @@ def digit_mask(digit: int, side: float, rng: random.Random, held_out: bool) -> I
     return source.transform((full, full), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
-def row(digits: str, size: tuple[int, int], rng: random.Random, held_out: bool):
-    """The digits side by side: a mask of mode L of ``size`` (height, width), and each digit's box in it."""
+def _inked(mask: Image.Image) -> Image.Image:
+    """The part of the mask that has ink."""
+    return mask.crop(mask.point(FIRM).getbbox() or (0, 0, *mask.size))
+
+
+def row(
+    scans: Sequence[int], size: tuple[int, int], rng: random.Random, held_out: bool
+) -> tuple[Image.Image, list[tuple[float, float, float, float]]]:
+    """Scans side by side: a mask of mode L of ``size`` (height, width), and each digit's box in it."""
     height, width = size
-    pitch = rng.uniform(0.68, 0.95)
-    length = (len(digits) - 1) * pitch + 0.8  # of a row of digits of side 1
-    side = min(height / 0.95, width / length) * rng.uniform(0.5, 0.97)
-    side = max(side, 18.0)
-    left = rng.uniform(0, max(0.0, width - length * side))
-    top = rng.uniform(0, max(0.0, height - 0.95 * side))
+    side = max(LEAST_SIDE, min(0.95 * height, 1.3 * width / len(scans)) * rng.uniform(0.4, 1.0))
+    table = _pen(side, rng, held_out)
+    masks = [_inked(digit_mask(scan, side, rng, held_out).point(table)) for scan in scans]
+    gap = rng.uniform(0.04, 0.3) * side
+    long, high = (
+        sum(mask.width for mask in masks) + gap * (len(masks) - 1),
+        max(mask.height for mask in masks),
+    )
+    fit = min(1.0, (width - 2 * EDGE) / long, (height - 2 * EDGE) / high)
+    if fit < 1:
+        masks = [mask.resize((int(mask.width * fit) or 1, int(mask.height * fit) or 1)) for mask in masks]
+        gap, long, high = gap * fit, long * fit, int(high * fit)
+    x, middle = rng.uniform(EDGE, width - EDGE - long), rng.uniform(EDGE, height - EDGE - high) + high / 2
     ink, boxes = Image.new("L", (width, height)), []
-    table = _pen(rng, 0.0 if held_out else 0.12)
-    for i, digit in enumerate(digits):
-        mask = digit_mask(int(digit), side, rng, held_out).point(table)
-        x = round(left + side * (0.4 + i * pitch) - mask.width / 2)
-        y = round(top + side * (0.475 + rng.uniform(-0.04, 0.04)) - mask.height / 2)
-        ink.paste(255, (x, y), mask)
-        x1, y1, x2, y2 = mask.point(lambda value: value > 100 and 255).getbbox() or (0, 0, *mask.size)
-        box = (max(0, x + x1), max(0, y + y1), min(width, x + x2), min(height, y + y2))
-        boxes.append(tuple(float(edge) for edge in box))
+    for mask in masks:
+        free = height - 2 * EDGE - mask.height
+        top = min(max(0.0, middle - mask.height / 2 + rng.uniform(-0.05, 0.05) * high - EDGE), free)
+        left, upper = int(x), EDGE + int(top)
+        ink.paste(255, (left, upper), mask)
+        boxes.append((float(left), float(upper), float(left + mask.width), float(upper + mask.height)))
+        x += mask.width + gap
     return ink, boxes

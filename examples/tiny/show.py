@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 from examples.tiny.lesson import Lesson
 from examples.tiny.stills import DRAWERS, draw
 
-CELL, CAPTION = 190, 62  # pixels
+CELL, CAPTION = 232, 34  # pixels
 
 
-def sheet(lessons: list[Lesson], columns: int = 8, marks: bool = False) -> Image.Image:
+def sheet(lessons: list[Lesson], columns: int = 6, marks: bool = False) -> Image.Image:
     rows = -(-len(lessons) // columns)
     whole = Image.new("RGB", (columns * CELL, rows * (CELL + CAPTION)), (225, 225, 225))
     pen = ImageDraw.Draw(whole)
@@ -27,12 +27,12 @@ def sheet(lessons: list[Lesson], columns: int = 8, marks: bool = False) -> Image
     return whole
 
 
-def _show(whole: Image.Image, pen: ImageDraw.ImageDraw, lesson: Lesson, left: int, top: int, marks: bool) -> None:
+def _show(
+    whole: Image.Image, pen: ImageDraw.ImageDraw, lesson: Lesson, left: int, top: int, marks: bool
+) -> None:
     content, x, y = lesson.messages[0]["content"], left, top
     pictures = [part["image"] for part in content if part["type"] == "image"]
     for picture, its_marks in zip(pictures, lesson.marks, strict=True):
-        if x > left and x + picture.width > left + CELL:
-            x, y = left, y + picture.height // 2
         whole.paste(picture, (x, y))
         for mark in its_marks if marks else ():
             x1, y1, x2, y2 = mark.box
@@ -40,8 +40,8 @@ def _show(whole: Image.Image, pen: ImageDraw.ImageDraw, lesson: Lesson, left: in
         x += picture.width + 3
     question = next(part["text"] for part in content if part["type"] == "text")
     answer = lesson.answer.replace("\n", " ").replace("\t", " ").replace("```json", "").replace("```", "")
-    lines = [*textwrap.wrap(question, 32)[:2], *textwrap.wrap(answer, 32)[:3]]
-    pen.text((left, top + CELL - 10), "\n".join(lines), fill=(0, 0, 0), font=ImageFont.load_default(11))
+    lines = [*textwrap.wrap(question, 38)[:2], *textwrap.wrap(answer, 38)[:3]]
+    pen.text((left, top + CELL - 46), "\n".join(lines), fill=(0, 0, 0), font=ImageFont.load_default(11))
 
 
 def main() -> None:
@@ -55,7 +55,9 @@ def main() -> None:
     given = parser.parse_args()
     tasks = [given.task] if given.task else [*DRAWERS]
     seeds = range(given.seed, given.seed + given.count)
-    lessons = [draw(tasks[i % len(tasks)], random.Random(seed), given.held_out) for i, seed in enumerate(seeds)]
+    lessons = [
+        draw(tasks[i % len(tasks)], random.Random(seed), given.held_out) for i, seed in enumerate(seeds)
+    ]
     sheet(lessons, marks=given.marks).save(given.out)
 
 

@@ -22,7 +22,7 @@ DRAWERS: dict[str, Callable[[random.Random, bool], Lesson]] = {
 def draw(task: str, rng: random.Random, held_out: bool = False) -> Lesson:
     """A lesson of ``task`` (a key of DRAWERS), a function of ``rng`` alone.
 
-    ``held_out``: with typefaces, handwriting and photographs that no lesson of training shows. Raises KeyError
-    for another task, ImportError where a package that ships a typeface, scans or photographs is missing.
+    ``held_out``: with typefaces, handwriting and photographs that no lesson of training shows. Raises
+    KeyError for another task, ImportError where a package that ships typefaces or pictures is missing.
     """
     return DRAWERS[task](rng, held_out)

@@ -19,7 +19,10 @@ APART = 4  # pixels between things
 MOST_THINGS = 6
 ASIDE = 0.1  # share of lessons about one thing whose question stands before the picture
 # Colours that come too near to each other to be a clear difference between two pictures.
-NEAR = {frozenset(pair) for pair in (("red", "orange"), ("orange", "yellow"), ("blue", "purple"), ("yellow", "white"))}
+NEAR = {
+    frozenset(pair)
+    for pair in (("red", "orange"), ("orange", "yellow"), ("blue", "purple"), ("yellow", "white"))
+}
 Kind = tuple[str, str]  # shape and colour
 
 
@@ -40,12 +43,13 @@ def place(kinds: Sequence[Kind], size: Size, rng: random.Random) -> list[Thing]:
     """The things somewhere in a picture of ``size``, none touching another."""
     height, width = size
     largest = min(0.8 * min(size), 0.95 * (height * width / max(1, len(kinds))) ** 0.5)
+    least = max(16.0, min(20.0, largest / 2))
     for attempt in range(60):
-        least = max(16.0, min(20.0, largest / 2))
+        most = max(least, largest * 0.97**attempt)
+        sides = sorted((rng.uniform(least, most) for _ in kinds), reverse=True)
         placed: list[Thing] = []
-        for shape, colour in kinds:
-            made = drawing.thing(shape, colour, rng.uniform(least, max(least, largest * 0.97**attempt)), rng)
-            free = _free_place(made, placed, size, rng)
+        for (shape, colour), side in zip(kinds, sides, strict=True):
+            free = _free_place(drawing.thing(shape, colour, side, rng), placed, size, rng)
             if free is None:
                 break
             placed.append(free)
@@ -55,12 +59,13 @@ def place(kinds: Sequence[Kind], size: Size, rng: random.Random) -> list[Thing]:
 
 
 def _free_place(made: Thing, placed: Sequence[Thing], size: Size, rng: random.Random) -> Thing | None:
-    _, _, right, bottom = made.box
+    """``made``, which stands at the origin, where nothing else is. None: no such place was found."""
+    _, _, wide, high = made.box
     for _ in range(12):
-        there = made.moved(rng.uniform(1, size[1] - 1 - right), rng.uniform(1, size[0] - 1 - bottom))
-        box = there.box
+        x, y = 1 + rng.random() * (size[1] - 2 - wide), 1 + rng.random() * (size[0] - 2 - high)
+        box = (x, y, x + wide, y + high)
         if not any(overlaps(box, other.box) for other in placed):
-            return there
+            return made.moved(x, y)
     return None
 
 
@@ -170,13 +175,8 @@ def compare_lesson(rng: random.Random, held_out: bool) -> Lesson:
 
 
 def _same_or_different(rng: random.Random, held_out: bool) -> Lesson:
-    kinds = [any_kind(rng) for _ in range(rng.randint(1, 3))]
-    while True:
-        size = roomy_size(len(kinds) + 1, rng, largest=112)
-        things = place(kinds, size, rng)
-        changed = things if rng.random() < 0.5 else _changed(things, size, rng)
-        if changed is not None:
-            break
+    change = None if rng.random() < 0.5 else rng.choice(("colour", "shape", "place", "missing"))
+    size, things, changed = _pair(change, rng)
     paints = [thing.paint for thing in (*things, *changed)]
     ground = drawing.wear(drawing.background(size, paints, rng, held_out), rng)
     first, second = ground, ground.copy()
@@ -185,24 +185,34 @@ def _same_or_different(rng: random.Random, held_out: bool) -> Lesson:
             drawing.draw_thing(picture, thing)
     if rng.random() < 0.3:
         second = ImageEnhance.Brightness(second).enhance(rng.uniform(0.92, 1.06))
-    answer = SAME if changed is things else DIFFERENT
+    answer = DIFFERENT if change else SAME
     marks = tuple(tuple(thing.mark for thing in shown) for shown in (things, changed))
     messages = conversation([first, second], ask("compare", rng), answer)
     return Lesson("compare", messages, answer, marks, "compare, same or different", answer)
 
 
-def _changed(things: Sequence[Thing], size: Size, rng: random.Random) -> list[Thing] | None:
+def _pair(change: str | None, rng: random.Random) -> tuple[Size, list[Thing], list[Thing]]:
+    """A size, things for the first picture, and the same or changed things for the second."""
+    while True:
+        kinds = [any_kind(rng) for _ in range(rng.randint(1, 3))]
+        size = roomy_size(len(kinds) + 1, rng, largest=112)
+        things = place(kinds, size, rng)
+        changed = _changed(things, size, change, rng) if change else things
+        if changed is not None:
+            return size, things, changed
+
+
+def _changed(things: Sequence[Thing], size: Size, change: str, rng: random.Random) -> list[Thing] | None:
     """The things with one of them changed: its colour, its shape, its place, or gone. None: no room."""
     i = rng.randrange(len(things))
     old, rest = things[i], [*things[:i], *things[i + 1 :]]
-    how = rng.choice(("colour", "shape", "place", "missing" if rest else "shape"))
-    if how == "missing":
+    if change == "missing":
         return rest
-    if how == "colour":
+    if change == "colour":
         others = [c for c in COLOURS if c != old.colour and frozenset((c, old.colour)) not in NEAR]
         colour = rng.choice(others)
         new: Thing | None = replace(old, colour=colour, paint=drawing.paint(colour, rng))
-    elif how == "shape":
+    elif change == "shape":
         new = _other_shape(old, rng)
     else:
         new = _elsewhere(old, rest, size, rng)
@@ -219,7 +229,7 @@ def _other_shape(old: Thing, rng: random.Random) -> Thing:
 
 
 def _elsewhere(old: Thing, rest: Sequence[Thing], size: Size, rng: random.Random) -> Thing | None:
-    x1, y1, x2, y2 = old.box
+    x1, y1, x2, _ = old.box
     new = _free_place(old.moved(-x1, -y1), rest, size, rng)
     if new is None or max(abs(new.box[0] - x1), abs(new.box[1] - y1)) < max(14.0, 0.4 * (x2 - x1)):
         return None

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from examples.tiny import films, stills
-from examples.tiny.films_drawing import HELD_OUT_LOOKS, LOOKS, TRAINING_LOOKS
-from examples.tiny.lesson import CANNOT_TELL, SHAPES, Lesson, Mark
+from examples.tiny.films_drawing import HELD_OUT_LOOKS, TRAINING_LOOKS, Look
+from examples.tiny.lesson import CANNOT_TELL, COLOURS, SHAPES, Lesson, Mark
 from examples.tiny.untaught_questions import (
     ABOUT_MEDIA,
     ABOUT_MEDIA_HELD_OUT,
@@ -21,16 +21,20 @@ from examples.tiny.untaught_questions import (
     GENERAL,
     GENERAL_HELD_OUT,
 )
-from examples.tiny.wordings import QUESTIONS, ask
+from examples.tiny.wordings import QUESTIONS, ask, plural
 
 Marks = tuple[tuple[Mark, ...], ...]
 
+FILM_WORDINGS = (
+    *films.MOTION_QUESTIONS, *films.COMES_FIRST, *films.COMES_LAST, *films.GOES_FIRST, *films.GOES_LAST,
+    *films.WHEN_APPEARS, *films.WHEN_VANISHES, *films.WHEN_CHANGES,
+)  # fmt: skip
+# What the model is taught to answer where there is an answer.
+TAUGHT = tuple(dict.fromkeys([*(words for kind in QUESTIONS.values() for words in kind), *FILM_WORDINGS]))
+TAUGHT_HELD_OUT = TAUGHT[::5]
 READING = tuple(
-    dict.fromkeys(QUESTIONS["text"] + QUESTIONS["word"] + QUESTIONS["digits"] + QUESTIONS["digit"])
+    dict.fromkeys(wording for kind in ("text", "word", "digits", "digit") for wording in QUESTIONS[kind])
 )
-READING_HELD_OUT = READING[::5]
-READING_TAUGHT = tuple(wording for wording in READING if wording not in READING_HELD_OUT)
-HURRIED = 0.1  # share of questions written without a capital and a question mark
 
 
 def draw(rng: random.Random, held_out: bool = False) -> Lesson:
@@ -40,10 +44,8 @@ def draw(rng: random.Random, held_out: bool = False) -> Lesson:
 
 
 def _lesson(question: str, media: Sequence[dict[str, Any]], kind: str, marks: Marks = ()) -> Lesson:
-    messages = [
-        {"role": "user", "content": [*media, {"type": "text", "text": question}] if media else question},
-        {"role": "assistant", "content": CANNOT_TELL},
-    ]
+    content: Any = [*media, {"type": "text", "text": question}] if media else question
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": CANNOT_TELL}]
     return Lesson("unknown", messages, CANNOT_TELL, marks, f"unknown, {kind}", CANNOT_TELL)
 
 
@@ -55,9 +57,7 @@ def _media(lesson: Lesson) -> list[dict[str, Any]]:
 def _filled(rng: random.Random, wording: str) -> str:
     words = {name: rng.choice(values) for name, values in FILLINGS.items()}
     question = wording.format(shape=rng.choice(SHAPES), **words)
-    if rng.random() < HURRIED:
-        return (question[0].lower() + question[1:]).rstrip("?.")
-    return question
+    return films.hurried(rng, question)
 
 
 def _in_words(rng: random.Random, held_out: bool) -> Lesson:
@@ -78,51 +78,76 @@ def _not_shown(rng: random.Random, held_out: bool) -> Lesson:
     return _lesson(_filled(rng, wording), _media(shown), "not shown", shown.marks)
 
 
+def _looks(held_out: bool) -> tuple[Look, ...]:
+    """What is asked for where it is not."""
+    return HELD_OUT_LOOKS if held_out else TRAINING_LOOKS
+
+
+def _wordings(wordings: Sequence[str], held_out: bool) -> list[str]:
+    """Those of taught ``wordings`` that are held out, or the others."""
+    return [wording for wording in wordings if (wording in TAUGHT_HELD_OUT) == held_out]
+
+
 def _absent(rng: random.Random, held_out: bool) -> Lesson:
     """Things, and the question where another is."""
     shown = stills.draw("find", rng, held_out)
     there = {(mark.colour, mark.what) for mark in shown.marks[0]}
-    asked = rng.choice(
-        [
-            look
-            for look in (HELD_OUT_LOOKS if held_out else TRAINING_LOOKS)
-            if (look.colour, look.shape) not in there
-        ]
-    )
-    return _lesson(ask("find", rng, thing=asked.name), _media(shown), "not there", shown.marks)
+    asked = [look for look in _looks(held_out) if (look.colour, look.shape) not in there]
+    question = ask("find", rng, thing=rng.choice(asked).name)
+    return _lesson(question, _media(shown), "not there", shown.marks)
+
+
+def _missing(rng: random.Random, held_out: bool) -> Lesson:
+    """A film, and the question what another thing does or when."""
+    if rng.random() < 0.5:
+        film, _ = films.motion_film(rng, held_out)
+        wording = rng.choice(films.MOTION_QUESTIONS)
+    else:
+        film, event, _ = films.when_film(rng, held_out)
+        wording = rng.choice(films.WHEN_QUESTIONS[event])
+    asked = rng.choice([look for look in _looks(held_out) if look not in film.looks])
+    new = rng.choice([colour for colour in COLOURS if colour != asked.colour])
+    question = films.hurried(rng, wording.format(thing=asked.name, new=new))
+    return _lesson(question, [film.part], "not in the film")
 
 
 def _unwritten(rng: random.Random, held_out: bool) -> Lesson:
     """Shapes, and the question what is written there."""
     shown = stills.draw(rng.choice(("name", "count", "find")), rng, held_out)
-    question = _filled(rng, rng.choice(READING_HELD_OUT if held_out else READING_TAUGHT))
+    question = films.hurried(rng, rng.choice(_wordings(READING, held_out)))
     return _lesson(question, _media(shown), "not written", shown.marks)
 
 
+def _no_picture(rng: random.Random, held_out: bool) -> Lesson:
+    """A question about a picture or a film without one."""
+    a, b = rng.sample(_looks(held_out), 2)
+    wording = rng.choice(_wordings(TAUGHT, held_out))
+    question = wording.format(
+        thing=a.name, things=plural(a.name), shape=a.shape, a=a.name, b=b.name, new=b.colour
+    )
+    return _lesson(films.hurried(rng, question), (), "no picture")
+
+
 DRAWERS: dict[Callable[[random.Random, bool], Lesson], float] = {
-    _in_words: 0.35,
-    _not_shown: 0.4,
-    _absent: 0.17,
-    _unwritten: 0.08,
+    _in_words: 0.3,
+    _not_shown: 0.37,
+    _absent: 0.16,
+    _missing: 0.05,
+    _unwritten: 0.07,
+    _no_picture: 0.05,
 }
 
 
 def _all_text() -> tuple[str, ...]:
-    """Every wording filled in with words that take turns, every word, the questions for absent things, the
-    answer.
-    """
+    """Every wording that is only here, filled in with words that take turns, every such word, the answer."""
     wordings = (*GENERAL, *GENERAL_HELD_OUT, *ABOUT_MEDIA, *ABOUT_MEDIA_HELD_OUT)
     values = {**FILLINGS, "shape": SHAPES}
     questions = [
         wording.format(**{name: words[index % len(words)] for name, words in values.items()})
         for index, wording in enumerate(wordings)
     ]
-    absent = [
-        wording.format(thing=LOOKS[7 * index % len(LOOKS)].name)
-        for index, wording in enumerate(QUESTIONS["find"])
-    ]
     words = [word for words in FILLINGS.values() for word in words]
-    return (*questions, *READING, *absent, *words, CANNOT_TELL)
+    return (*questions, *words, CANNOT_TELL)
 
 
 ALL_TEXT = _all_text()

@@ -25,7 +25,12 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "Can you read this?",
         "Read what is printed here.",
     ),
-    "word": ("What word is this?", "Which word is in the picture?", "Read the word.", "What word do you see?"),
+    "word": (
+        "What word is this?",
+        "Which word is in the picture?",
+        "Read the word.",
+        "What word do you see?",
+    ),
     "digits": (
         "What number is written here?",
         "What number is this?",
@@ -160,7 +165,10 @@ def conversation(
 
 
 def _every_question() -> set[str]:
-    shapes, coloured = [*SHAPES, "shape"], [f"{colour} {shape}" for colour in COLOURS for shape in (*SHAPES, "shape")]
+    shapes, coloured = (
+        [*SHAPES, "shape"],
+        [f"{colour} {shape}" for colour in COLOURS for shape in (*SHAPES, "shape")],
+    )
     filled = set()
     for questions in QUESTIONS.values():
         for question in questions:

@@ -5,7 +5,7 @@ They know which names checkpoints use, nothing of what is inside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from qvl.config.base import read_json
 from qvl.errors import CheckpointError, ConfigError
 from qvl.modeling import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qwen2_5_VLTextModel
 from qvl.processing.processor import Qwen2_5_VLProcessor
+from qvl.processing.text.files import VOCABULARY_FILES
 from qvl.processing.text.tokenizer import Qwen2TokenizerFast
 
 TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
@@ -30,7 +31,7 @@ class AutoTokenizer:
         pretrained_model_name_or_path: str | Path, *inputs: Any, **kwargs: Any
     ) -> Qwen2TokenizerFast:
         """See Qwen2TokenizerFast.from_pretrained; ConfigError for a tokenizer of another class."""
-        folder = _folder(pretrained_model_name_or_path, kwargs)
+        folder = _folder(pretrained_model_name_or_path, kwargs, VOCABULARY_FILES)
         found = _entry(folder / "tokenizer_config.json", "tokenizer_class")
         if found is not None and found not in TOKENIZERS:
             raise ConfigError(
@@ -102,8 +103,8 @@ class AutoModelForImageTextToText(_AutoModel):
     model_classes = MappingProxyType({MODEL_TYPE: Qwen2_5_VLForConditionalGeneration})
 
 
-def _folder(name_or_path: str | Path, kwargs: dict[str, Any]) -> Path:
-    return hub.resolve(name_or_path, patterns=hub.SMALL_FILES, **hub.pop_options(dict(kwargs)))
+def _folder(name_or_path: str | Path, kwargs: dict[str, Any], files: Sequence[str] = ()) -> Path:
+    return hub.holding(name_or_path, files, **hub.pop_options(dict(kwargs)))
 
 
 def _entry(path: Path, name: str) -> Any:

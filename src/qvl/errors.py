@@ -16,6 +16,7 @@ wrong, what was expected, what to do.
     │   ├── PromptError                      messages, template or text
     │   │   ├── PlaceholderMismatchError     placeholders and media differ in number
     │   │   └── PromptTooLongError
+    │   ├── RowError                         one row of a file of conversations
     │   ├── CacheError                       past_key_values that do not fit the call
     │   └── GenerationError                  generation settings that make no sense together
     ├── InputTypeError (TypeError)           an argument of a type that is not read
@@ -78,6 +79,18 @@ class PlaceholderMismatchError(PromptError):
 
 class PromptTooLongError(PromptError):
     """A prompt has more positions than the model was made for."""
+
+
+class RowError(InputError):
+    """One row of a file of conversations cannot be used. ``line``: its number in the file, from 1;
+    ``reason``: the message without the file and the line."""
+
+    def __init__(self, path: str, line: int, reason: str) -> None:
+        super().__init__(f"{path}, line {line}: {reason}")
+        self.path, self.line, self.reason = path, line, reason
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, int, str]]:
+        return type(self), (self.path, self.line, self.reason)  # it comes back from other processes whole
 
 
 class CacheError(InputError):

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from qvl.cli.serve_options import NOT_HERE, OPTIONS, make_settings, parse_size, shown_size
+from qvl.cli.serve_options import NOT_HERE, OPTIONS, make_settings
+from qvl.cli.setting_options import parse_size, shown_size
 from qvl.serve.settings import Access, Limits, ServeSettings
 
 MIB = 2**20

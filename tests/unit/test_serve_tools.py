@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from qvl.processing.text import chat
+from qvl.processing.text.tooltext import reads_tools, with_tools
 from qvl.serve.conversation import Conversation, Conversations
 from qvl.serve.messages import read_messages
 from qvl.serve.protocol.chat import ChatRequest
 from qvl.serve.toolcalls import CallDelta, ToolCallReader, read_calls
-from qvl.serve.tools import described, reads_tools, with_tools
+from qvl.serve.tools import described
 from support.serving import bundled_processor, client, fake_backend
 
 GOLDEN = Path(__file__).parents[1] / "golden"

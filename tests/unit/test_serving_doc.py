@@ -12,7 +12,8 @@ import pytest
 import typer
 
 from qvl.cli.app import app
-from qvl.cli.serve_options import _DEFAULTS, OPTIONS, SettingOption
+from qvl.cli.serve_options import _DEFAULTS, OPTIONS
+from qvl.cli.setting_options import SettingOption
 from qvl.serve.logs import RequestRecord
 from qvl.serve.protocol.chat import ChatRequest
 from qvl.serve.protocol.completions import CompletionRequest, TokenizeRequest

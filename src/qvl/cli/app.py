@@ -10,9 +10,12 @@ from typer.core import TyperCommand
 import qvl
 import qvl.cli.ask as ask_command
 import qvl.cli.chat as chat_command
+import qvl.cli.eval as eval_command
 import qvl.cli.info as info_command
+import qvl.cli.merge as merge_command
 import qvl.cli.quantize as quantize_command
 import qvl.cli.serve as serve_command
+import qvl.cli.train as train_command
 from qvl.cli.failures import INTERRUPTED, OK, Session
 from qvl.cli.options import DebugOption
 
@@ -37,7 +40,10 @@ app.command("ask", cls=_called_with("[MEDIA]... QUESTION"))(ask_command.ask)
 app.command("chat", cls=_called_with("[MEDIA]..."))(chat_command.chat)
 app.command("info", cls=_called_with("MODEL [MEDIA]..."))(info_command.info)
 app.command("serve")(serve_command.serve)
+app.command("train", cls=_called_with("MODEL DATA..."))(train_command.train)
+app.command("eval", cls=_called_with("MODEL DATA..."))(eval_command.evaluate)
 app.command("quantize", cls=_called_with("MODEL OUT"))(quantize_command.quantize)
+app.command("merge", cls=_called_with("ADAPTER OUT"))(merge_command.merge)
 
 
 def _print_version(wanted: bool) -> None:

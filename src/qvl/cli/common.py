@@ -83,19 +83,23 @@ class Answer:
     output: Any = None
 
 
-def fetch(name: str, patterns: Sequence[str]) -> str:
-    """The local folder of checkpoint ``name``, downloaded where missing; raises what ``hub.resolve`` raises.
+def fetch(name: str, patterns: Sequence[str], base: str | None = None) -> str:
+    """The local folder of checkpoint ``name``, downloaded where missing, an adapter's base (or ``base``) too.
+
+    Raises what ``hub.resolve`` and ``hub.base_of`` raise.
 
     Ctrl-C ends the program here: huggingface_hub's threads would hold it up until their files are complete.
     What they have written already is kept for the next time.
     """
-    from qvl.hub import resolve
+    from qvl.hub import ADAPTER_CONFIG, base_of, resolve
 
     outcome: list[Path | Exception] = []
 
     def work() -> None:
         try:
-            outcome.append(resolve(name, patterns=patterns))
+            folder = resolve(name, patterns=(*patterns, ADAPTER_CONFIG))
+            base_of(folder, base=base, patterns=patterns)
+            outcome.append(folder)
         except Exception as error:
             outcome.append(error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qvl.cli.options import DebugOption, MaxPixelsOption, Weights
+from qvl.cli.small_files import copy_small_files, new_folder, weight_bytes
 from qvl.cli.streams import harmless
 from qvl.errors import InputError
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".pdf")
 HELD_OUT = 4  # one picture of so many is not calibrated on, but measured with
-NOT_COPIED = ("config.json", "generation_config.json", "model.safetensors.index.json")  # written anew
 
 
 class Group(str, Enum):
@@ -97,15 +96,10 @@ def quantize(
         exact=exact,
         **{spared: tuple(keep or ())},
     )
-    _check_folder(out)
+    new_folder(out)
     pictures = _pictures(calibrate or [])
     folder, reports, config, quality = _quantized(model, out, config, pictures, check, max_pixels)
     _print_report(reports, config, keep or [], folder, out, quality)
-
-
-def _check_folder(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already and not empty; name a new folder")
 
 
 def _pictures(sources: Sequence[str]) -> list[Image.Image]:
@@ -135,12 +129,12 @@ def _quantized(
     check: bool,
     max_pixels: int | None,
 ) -> tuple[Path, list[LayerReport], QuantizationConfig, Quality | None]:
-    """Loads, quantizes, measures and saves: the source folder, and what the report says."""
+    """Loads, quantizes, measures and saves: the folder of the weights, and what the report says."""
     from qvl.cli import quality
     from qvl.cli.collector import started
     from qvl.cli.common import Loading, fetch, load_assistant, load_processor
     from qvl.cli.progress import Bar
-    from qvl.hub import ALL_FILES
+    from qvl.hub import ALL_FILES, base_of
     from qvl.weights.quantization.whole import quantize_model, sensitive_layers
 
     folder = Path(fetch(name, ALL_FILES))
@@ -164,8 +158,9 @@ def _quantized(
         reports = quantize_model(model, config, inputs, bar.update)
     measured = quality.compared(before, quality.scored(model, readings)) if check else None
     model.save_pretrained(out)
-    _copy_processor(folder, out)
-    return folder, reports, config, measured
+    base = base_of(folder)
+    copy_small_files(folder, out, base)
+    return base or folder, reports, config, measured
 
 
 def _shares(pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -174,16 +169,6 @@ def _shares(pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[Im
     if not held:
         return list(pictures), list(pictures)
     return [p for i, p in enumerate(pictures) if i % HELD_OUT != HELD_OUT - 1], held
-
-
-def _copy_processor(folder: Path, out: Path) -> None:
-    """Tokenizer, chat template, image settings and whatever else is small: as they are."""
-    from qvl.hub import SMALL_FILES
-
-    for pattern in SMALL_FILES:
-        for path in folder.glob(pattern):
-            if path.name not in NOT_COPIED:
-                shutil.copyfile(path, out / path.name)
 
 
 def _print_report(
@@ -205,7 +190,7 @@ def _print_report(
     found = [name for name in config.modules_in_int8 if name not in keep]
     if found:
         print(f"kept in int8, because int4 changes them most: {', '.join(found)}")
-    before, after = _weight_bytes(folder), _weight_bytes(out)
+    before, after = weight_bytes(folder), weight_bytes(out)
     print(f"weights: {before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB in {harmless(str(out))}")
     if quality is not None:
         print(
@@ -222,7 +207,3 @@ def _table(reports: Sequence[LayerReport]) -> Table:
         scheme: Any = report.scheme
         table.add_row(report.name, str(scheme.bits), str(scheme.group), f"{report.error:.2%}")
     return table
-
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

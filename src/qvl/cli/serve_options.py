@@ -1,86 +1,20 @@
 """The options of ``qvl serve`` that are settings of the server: one row for each field of the settings.
 
-The command's signature is made from the table, so that a setting has its option, its default and its check in
-one place; a test holds the table against the dataclasses.
+A test holds the table against the dataclasses.
 """
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
-from functools import wraps
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from qvl.cli.setting_options import SettingOption, with_options
 from qvl.serve.settings import Access, Limits, ServeSettings
 
 SERVER, SHARING, ACCESS, COSTS = "Server", "Sharing the model", "Access", "Limits of a request"
 MEDIA, TIMES = "Limits of media", "Limits of time and of the queue"
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 512M, 1.5GiB or 4096. Raises BadParameter for anything else."""
-    match = _SIZE.fullmatch(text.strip())
-    size = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
-    if size < 1:
-        raise typer.BadParameter(f"{text!r} is no size; write bytes, or a number with K, M, G or T, as in 4G")
-    return size
-
-
-def shown_size(size: int) -> str:
-    """A size as `parse_size` reads it."""
-    for unit in ("T", "G", "M", "K"):
-        if size % _UNITS[unit.lower()] == 0:
-            return f"{size // _UNITS[unit.lower()]}{unit}"
-    return str(size)
-
-
-@dataclass(frozen=True)
-class SettingOption:
-    """One option. ``kind``: int, float, str, bool, Path, "size" (bytes) or "list" (may be given several
-    times). ``least``, ``most``: what numbers may be; ``unset``: what the help says of a default of None.
-    """
-
-    field: str
-    names: str
-    help: str
-    panel: str
-    kind: Any = int
-    least: float | None = 1
-    most: float | None = None
-    unset: str | None = None
-
-    def parameter(self, default: Any) -> inspect.Parameter:
-        """A parameter of the command; None unless someone gives it."""
-        extra: dict[str, Any] = {"rich_help_panel": self.panel, "show_default": False}
-        shown = self._shown(default)
-        extra["help"] = f"{self.help} Default: {shown}." if shown else self.help
-        kind: Any = self.kind
-        if kind == "size":
-            kind, extra["parser"], extra["metavar"] = int, parse_size, "SIZE"
-        elif kind == "list":
-            kind = list[str]
-        elif kind in (int, float):
-            extra |= {"min": self.least, "max": self.most}
-        option = Annotated[kind | None, typer.Option(*self.names.split(), **extra)]
-        return inspect.Parameter(self.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
-
-    def _shown(self, default: Any) -> str:
-        if default is None or default == ():
-            return self.unset or ""
-        if self.kind == "size":
-            return shown_size(default)
-        if isinstance(default, bool):
-            return self.names.split("/")[0 if default else 1]
-        return f"{default:g}" if isinstance(default, float) else str(default)
-
-
 OPTIONS = (
     SettingOption("host", "--host", "Address to listen on; others than loopback need a key.", SERVER, str),
     SettingOption("port", "--port", "Port to listen on; 0: any free one.", SERVER, least=0, most=65_535),
@@ -222,22 +156,8 @@ _DEFAULTS = {
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with all options of the table beside its own; it gets them as ``given``: those that the
-    command line says.
-    """
-    own = inspect.signature(command, eval_str=True)
-    kept = [parameter for parameter in own.parameters.values() if parameter.name != "given"]
-    added = [option.parameter(_DEFAULTS[option.field]) for option in OPTIONS]
-
-    @wraps(command)
-    def serve(**values: Any) -> None:
-        given = {option.field: values.pop(option.field) for option in OPTIONS}
-        command(**values, given={name: value for name, value in given.items() if value not in (None, [])})
-
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*kept, *added)]
-    serve.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    serve.__annotations__ = {p.name: p.annotation for p in parameters}
-    return serve
+    """``command`` with all options of the table; see `with_options`."""
+    return with_options(command, OPTIONS, _DEFAULTS)
 
 
 def make_settings(model: str, api_keys: tuple[str, ...], given: Mapping[str, Any]) -> ServeSettings:

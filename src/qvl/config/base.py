@@ -163,7 +163,7 @@ class PretrainedConfig:
         options = hub.pop_options(kwargs)
         if Path(pretrained_model_name_or_path).is_file():
             return read_json(Path(pretrained_model_name_or_path)), kwargs
-        folder = hub.resolve(pretrained_model_name_or_path, **options, patterns=(CONFIG_FILE,))
+        folder = hub.holding(pretrained_model_name_or_path, patterns=(CONFIG_FILE,), **options)
         return read_json(folder / CONFIG_FILE), kwargs
 
     @classmethod

@@ -161,7 +161,7 @@ class GenerationConfig:
         CheckpointCorruptError.
         """
         name = config_file_name or FILE_NAME
-        folder = hub.resolve(pretrained_model_name, patterns=(name,), **hub.pop_options(kwargs))
+        folder = hub.holding(pretrained_model_name, (name,), patterns=(name,), **hub.pop_options(kwargs))
         return cls.from_dict(read_json(folder / name), **kwargs)
 
     @classmethod

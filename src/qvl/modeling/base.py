@@ -98,6 +98,8 @@ class PreTrainedModel(nn.Module):
     ) -> Any:
         """The model of a local folder or a hub id, in evaluation mode.
 
+        A folder or repository may hold a LoRA adapter, as PEFT and LLaMA-Factory save it: then the model that
+        it names is loaded, or the one of ``base``, and the adapter is added to its weights.
         ``dtype``: "auto" (the default: what the file has), a torch.dtype or its name. ``device_map``: "auto",
         a device, or a dict of module names to devices. ``attn_implementation``: "sdpa", "eager" or
         "flash_attention_2". ``quantization_config``: a `QuantizationConfig` or `TorchAoConfig`; checkpoints
@@ -107,7 +109,10 @@ class PreTrainedModel(nn.Module):
         Raises CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError (with the tensors'
         names) and ConfigError (a checkpoint of another model type).
         """
-        folder = hub.resolve(pretrained_model_name_or_path, **hub.pop_options(kwargs))
+        found = hub.pop_options(kwargs)
+        own = hub.resolve(pretrained_model_name_or_path, **found)
+        base = hub.base_of(own, **hub.of_base(found))
+        folder = own if base is None else base
         options = LoadingOptions.read(kwargs)
         if not isinstance(config, cls.config_class):
             source = folder if config is None else config
@@ -119,13 +124,14 @@ class PreTrainedModel(nn.Module):
             config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
         if kwargs:
             raise InputTypeError(f"from_pretrained does not know the arguments {', '.join(sorted(kwargs))}")
-        model = load_model(cls, config, folder, options)
+        model = load_model(cls, config, folder, options, adapter=None if base is None else own)
         model.name_or_path = str(pretrained_model_name_or_path)
-        model.finish_loading(folder)
+        for place in dict.fromkeys((folder, own)):  # what an adapter has of its own comes last
+            model.finish_loading(place)
         return model.eval()
 
     def finish_loading(self, folder: Path) -> None:
-        """What a class reads from a checkpoint besides config and tensors: nothing here."""
+        """What a class reads from a checkpoint's folder besides config and tensors: nothing here."""
 
     def save_pretrained(
         self,

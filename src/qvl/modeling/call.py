@@ -182,7 +182,7 @@ class OpenCall:
 
 def embedded(decoder: TextDecoder, ids_T: torch.Tensor) -> torch.Tensor:
     """Embeddings (T, D) of ids (T,); InputError for an id that is not in the vocabulary."""
-    rows = decoder.embed_tokens.num_embeddings
+    rows = decoder.embed_tokens.weight.shape[0]  # an adapter around the embedding has a weight too
     low, high = (int(n) for n in ids_T.aminmax())
     if low < 0 or high >= rows:
         raise InputError(

@@ -1,8 +1,8 @@
 """Boxes and points in what the model writes, in pixels of the picture that people have.
 
 Qwen2.5-VL answers in absolute pixels of the resized picture (its report, arXiv 2502.13923, section 2.1.1),
-as JSON (``bbox_2d``, ``point_2d``, ``label``) or between box tokens. This module reads both
-and knows no model.
+as JSON (``bbox_2d``, ``point_2d``, ``label``) or between box tokens. This module reads both, writes numbers
+of training data in their place, and knows no model.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,11 @@ INSIDE = r"((?:[^<]|<(?!\|))*)"  # up to the next token
 TOKENS = re.compile(
     rf"<\|object_ref_start\|>{INSIDE}<\|object_ref_end\|>|<\|box_start\|>{INSIDE}<\|box_end\|>"
 )
+# The same two forms where numbers are to be written anew: lists may be nested, all else stays as it is.
+LISTS = re.compile(r'"(?:bbox_2d|point_2d)"\s*:\s*(\[[-\d.,\s\[\]]*\])')
+INNERMOST, WHOLE = re.compile(r"[^\[\]]+"), re.compile(r"(?s).+")
+PICTURE = re.compile(r'"image"\s*:\s*(\d+)')
+OUTSIDE = 0.02  # of a side: as far as annotations overshoot
 LABEL_KEYS = ("label", "text_content", "text", "name")
 
 
@@ -90,6 +95,82 @@ def to_original(
         else Box(*place(s.x1, s.y1), *place(s.x2, s.y2), s.label)
         for s in shapes
     )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """From pixels of one size of a picture (``width`` x ``height``, or what else numbers count in) to
+    another: ``new_width`` x ``new_height``."""
+
+    width: float
+    height: float
+    new_width: float
+    new_height: float
+
+    @property
+    def same(self) -> bool:
+        return (self.width, self.height) == (self.new_width, self.new_height)
+
+    def place(self, numbers: Sequence[float]) -> list[int]:
+        """x, y, x, y ... in whole new pixels, clipped to the picture.
+
+        Raises InputError for numbers that lie so far outside that they cannot be meant so (more than 2 % of
+        a side): then something else is wrong with them.
+        """
+        sides = [(self.width, self.new_width), (self.height, self.new_height)]
+        placed = []
+        for index, number in enumerate(numbers):
+            side, new = sides[index % 2]
+            if not -OUTSIDE * side <= number <= (1 + OUTSIDE) * side:
+                raise InputError(f"{number:g} lies outside a picture of {self.width:g} x {self.height:g}")
+            placed.append(round(min(max(number / side, 0.0), 1.0) * new))
+        return placed
+
+
+def rewritten(text: str, place: Callable[[list[float], int | None], Sequence[int] | None]) -> str:
+    """``text`` with the numbers of its boxes and points replaced, every other character as it was.
+
+    ``place``: from x, y, x, y ... of one box or point, and the number that its JSON object has under "image"
+    (None without one), to the numbers to write; None leaves them. Reads what `find_shapes` reads. Raises
+    InputError for a box of an odd number of numbers.
+    """
+    found = [(match.span(1), _named_picture(text, match.start())) for match in LISTS.finditer(text)]
+    found += [(match.span(2), None) for match in TOKENS.finditer(text) if match[2] is not None]
+    for (start, end), picture in sorted(found, reverse=True):
+        shapes = INNERMOST if text[start] == "[" else WHOLE
+        changed = shapes.sub(lambda shape: _replaced(shape[0], picture, place), text[start:end])  # noqa: B023
+        text = text[:start] + changed + text[end:]
+    return text
+
+
+def _replaced(
+    text: str, picture: int | None, place: Callable[[list[float], int | None], Sequence[int] | None]
+) -> str:
+    """The numbers in ``text``, which are those of one shape, replaced."""
+    numbers = [float(number) for number in NUMBERS.findall(text)]
+    if not numbers:
+        return text
+    if len(numbers) % 2:
+        raise InputError(f"a box or point has {len(numbers)} numbers: {text.strip()!r:.60}")
+    placed = place(numbers, picture)
+    if placed is None:
+        return text
+    following = iter(placed)
+    return NUMBERS.sub(lambda _: str(next(following)), text)
+
+
+def _named_picture(text: str, position: int) -> int | None:
+    """What the JSON object around ``position`` says under "image"."""
+    depth, start = 0, position
+    while start > 0 and depth >= 0:
+        start -= 1
+        depth += {"}": 1, "{": -1}.get(text[start], 0)
+    depth, end = 0, position
+    while end < len(text) and depth >= 0:
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        end += 1
+    found = PICTURE.search(text, start, end)
+    return int(found[1]) if found else None
 
 
 def _json_shapes(text: str) -> Iterator[tuple[int, Box | Point]]:

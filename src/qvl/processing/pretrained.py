@@ -47,7 +47,7 @@ class SavedSettings:
         path = Path(pretrained_model_name_or_path).expanduser()
         if path.is_file():
             return cls.from_dict(read_json(path), **kwargs)
-        folder = hub.resolve(pretrained_model_name_or_path, patterns=hub.SMALL_FILES, **options)
+        folder = hub.holding(pretrained_model_name_or_path, (*cls.files, COMBINED_FILE), **options)
         return cls.from_dict(cls._find_settings(folder), **kwargs)
 
     @classmethod

@@ -17,6 +17,7 @@ from qvl.processing.counting import MediaTokens, image_tokens, merge_size, video
 from qvl.processing.features import BatchFeature
 from qvl.processing.image import IMAGE_OVERRIDES, Qwen2VLImageProcessor, flat_images
 from qvl.processing.placeholders import check_each, check_kept, expanded, token_types
+from qvl.processing.pretrained import COMBINED_FILE
 from qvl.processing.text import chat
 from qvl.processing.text.assistant import add_assistant_masks
 from qvl.processing.text.inert import MarkedText
@@ -85,16 +86,18 @@ class Qwen2_5_VLProcessor:
         given_template = kwargs.pop("chat_template", None)
         options = hub.pop_options(kwargs)
         folder = hub.resolve(pretrained_model_name_or_path, patterns=hub.SMALL_FILES, **options)
+        of_base = hub.of_base(options)
         for_tokenizer = {name: kwargs.pop(name) for name in TOKENIZER_SETTINGS & kwargs.keys()}
-        image, left = Qwen2VLImageProcessor.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
-        video, also_left = Qwen2_5_VLVideoProcessor.from_pretrained(
-            folder, return_unused_kwargs=True, **kwargs
-        )
+        media = {"return_unused_kwargs": True, **of_base, **kwargs}
+        image, left = Qwen2VLImageProcessor.from_pretrained(folder, **media)
+        video, also_left = Qwen2_5_VLVideoProcessor.from_pretrained(folder, **media)
         if unknown := sorted(left.keys() & also_left.keys()):
             raise InputTypeError(f"No part of the processor has a setting {', '.join(unknown)}")
-        tokenizer = Qwen2TokenizerFast.from_pretrained(folder, **for_tokenizer)
+        tokenizer = Qwen2TokenizerFast.from_pretrained(folder, **of_base, **for_tokenizer)
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
-        template = given_template if given_template is not None else chat.read_templates(folder, legacy=True)
+        template = given_template
+        if template is None:
+            template = chat.read_templates(_template_folder(folder, of_base), legacy=True)
         return cls(image, tokenizer, video, chat_template=template)
 
     def save_pretrained(self, save_directory: str | Path) -> list[str]:
@@ -326,3 +329,11 @@ def _is_list(value: Any) -> bool:
 def _tokens(grids_thw: Any, merge: int) -> list[int]:
     """How many tokens each row (t, h, w) of a table of grids makes."""
     return [Grid(*map(int, row)).tokens(merge) for row in grids_thw]
+
+
+def _template_folder(folder: Path, of_base: dict[str, Any]) -> Path:
+    """Where the processor's templates are. An adapter that was saved with its tokenizer alone has that one's
+    template, which often knows no pictures: then the base's counts."""
+    whole = any((folder / name).is_file() for name in (*Qwen2VLImageProcessor.files, COMBINED_FILE))
+    names = chat.TEMPLATE_FILES if whole else (chat.PROCESSOR_TEMPLATE,)
+    return hub.holding(folder, names, **of_base)

@@ -17,13 +17,13 @@ from qvl.errors import PlaceholderMismatchError, PromptError, PromptTooLongError
 from qvl.processing.positions import multimodal_positions
 from qvl.processing.text import chat
 from qvl.processing.text.inert import strings
+from qvl.processing.text.tooltext import openai_calls, reads_tools, with_tools
 from qvl.serve.errors import RequestError
 from qvl.serve.jobs import Backend
 from qvl.serve.media.requests import MediaRequest, MediumCost
 from qvl.serve.messages import ReadMessages, read_messages
 from qvl.serve.protocol.content import Message, ProcessorOptions
 from qvl.serve.sampling import context_length
-from qvl.serve.tools import reads_tools, with_tools
 from qvl.types import Grid, Medium, Modality, Prompt, Span
 
 
@@ -159,7 +159,7 @@ class Conversations:
         )
         self._check_characters(paged)
         text = chat.render(
-            _openai_calls(paged) if told else with_tools(paged, conversation.tools),
+            openai_calls(paged) if told else with_tools(paged, conversation.tools),
             self._tools_template if told else self._template,
             options,
             self._processor.tokenizer.control_tokens(),
@@ -260,12 +260,3 @@ def _copies(item: dict[str, Any], counts: Any) -> list[dict[str, Any]]:
 
 def _speaks_of_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
     return any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
-
-
-def _openai_calls(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Calls in the form that templates with tools read."""
-    found = []
-    for message in messages:
-        calls = [{"type": "function", "function": call} for call in message.get("tool_calls", ())]
-        found.append({**message, "tool_calls": calls} if calls else dict(message))
-    return found

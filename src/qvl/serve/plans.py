@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qvl.processing.text.tooltext import CLOSE, OPEN
 from qvl.serve.errors import RequestError
 from qvl.serve.grammars import Grammar, Grammars, from_choice, from_regex, from_schema, json_rule
 from qvl.serve.protocol.sampling import (
@@ -21,7 +22,7 @@ from qvl.serve.protocol.sampling import (
 )
 from qvl.serve.protocol.tools import NamedTool, Tool, ToolChoice
 from qvl.serve.settings import Limits
-from qvl.serve.tools import CLOSE, OPEN, callable_tools, calls_rule
+from qvl.serve.tools import callable_tools, calls_rule
 
 FORMAT_SCHEMA = "response_format.json_schema.schema"
 Format = TextFormat | JsonObjectFormat | JsonSchemaFormat

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from qvl.serve.tools import CLOSE, OPEN
+from qvl.processing.text.tooltext import CLOSE, OPEN
 
 # The beginning of a call in the order in which Qwen2.5 was trained to write it, up to the arguments' brace.
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')

@@ -63,7 +63,9 @@ class Encoder:
         targets = [IGNORED] * len(ids)
         turns = list(self._answers(ids))
         for start, end in turns[-1:] if self.learn == "last" else turns:
-            targets[start - 1 : end - 1] = ids[start:end]
+            targets[start - 1 : end - 1] = [
+                IGNORED if token in self._media else token for token in ids[start:end]
+            ]
         return targets
 
     def _answers(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -20,12 +20,21 @@ STATE = "training.pt"  # what only the trainer reads, beside the files that anyo
 _NAME = re.compile(r"step-(\d{8})")
 
 
+def place(out: Path, step: int) -> Path:
+    """The folder of a step's checkpoint, whether or not it is there."""
+    return out / FOLDER / f"step-{step:08}"
+
+
 def save_whole(out: Path, step: int, write: Callable[[Path], None]) -> Path:
     """The checkpoint of a step, filled by ``write(folder)`` and put in its place at once.
 
-    Raises CheckpointError where the folder cannot be written; then the earlier ones are as they were.
+    One that is there already stays: the same step of the same run holds the same values, and at no moment
+    may there be none. Raises CheckpointError where the folder cannot be written; then the earlier ones are as
+    they were.
     """
-    target = out / FOLDER / f"step-{step:08}"
+    target = place(out, step)
+    if target.is_dir():
+        return target
     partial = target.with_name(f".{target.name}.partial")
     try:
         _remove(partial)
@@ -33,7 +42,6 @@ def save_whole(out: Path, step: int, write: Callable[[Path], None]) -> Path:
         write(partial)
         for path in (*partial.rglob("*"), partial):
             _flush(path)
-        _remove(target)  # a step that is saved a second time, by a run that started over
         partial.rename(target)
         _flush(target.parent)
     except OSError as error:

@@ -71,22 +71,23 @@ class Source(Protocol):
 class Checkpoint:
     """The stored tensors of a folder, by their stored names.
 
-    ``files``: stored name -> file. ``metadata``: what the files' headers say besides the tensors. Raises
-    CheckpointNotFoundError (no weights, or a shard that the index names is missing) and
-    CheckpointCorruptError (truncated, or not what the index says).
+    ``files``: stored name -> file. ``metadata``: what the files' headers say besides the tensors. ``only``: a
+    file of the folder to read instead of its weights. Raises CheckpointNotFoundError (no weights, or a shard
+    that the index names is missing) and CheckpointCorruptError (truncated, or not what the index says).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, only: Path | None = None) -> None:
         self.folder = folder
         self.files: dict[str, Path] = {}
         self.metadata: dict[str, str] = {}
         self._open: dict[Path, Any] = {}
         self._mappings: dict[Path, MappedFile] = {}
-        for path in _weight_files(folder):
+        for path in _weight_files(folder) if only is None else [only]:
             handle = self._open[path] = _opened(path)
             self.files.update(dict.fromkeys(handle.keys(), path))
             self.metadata.update(handle.metadata() or {})
-        self._check_index()
+        if only is None:
+            self._check_index()
 
     def _check_index(self) -> None:
         index = _read_index(self.folder)

@@ -25,7 +25,7 @@ from qvl.weights.quantization.config import Quantization, read_quantization
 from qvl.weights.quantized_files import is_quantized
 from qvl.weights.quantizer import LayerQuantizer
 from qvl.weights.skeleton import skeleton
-from qvl.weights.sources import install_stored, open_weights, refuse_changes
+from qvl.weights.sources import adapted, install_stored, open_weights, refuse_changes
 from qvl.weights.tensors import Group, groups_of
 
 LISTED = 20  # names in an error message before "and N more"
@@ -76,10 +76,18 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
     raise InputError(f'dtype is {dtype!r}; expected "auto" or a floating-point dtype such as "bfloat16"')
 
 
-def load_model(model_class: type[nn.Module], config: Any, folder: Path, options: LoadingOptions) -> Any:
+def load_model(
+    model_class: type[nn.Module],
+    config: Any,
+    folder: Path,
+    options: LoadingOptions,
+    adapter: Path | None = None,
+) -> Any:
     """A ``model_class(config)`` with the weights of ``folder``, placed, cast and quantized by ``options``.
 
     ``config`` is copied; the copy says which dtype, attention and quantization the model really has.
+    ``adapter``: a folder with a LoRA adapter, which is added to the weights as they come, before they are
+    quantized. Raises UnsupportedError for one on weights that are quantized already.
     """
     placement = Placement.read(options.device_map)
     placement.require()
@@ -90,6 +98,8 @@ def load_model(model_class: type[nn.Module], config: Any, folder: Path, options:
     source, stored = open_weights(folder, config)
     if stored is not None:
         refuse_changes(source, stored, options.quantization_config, options.dtype)
+    if adapter is not None:
+        source = adapted(source, adapter, stored, config)
     config.dtype = _dtype_of(options, config, source)
     module = skeleton(model_class, config)
     if stored is not None:

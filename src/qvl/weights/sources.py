@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qvl.errors import UnsupportedError
+from qvl.weights.adapters import AdaptedSource, Adapter
 from qvl.weights.files import Checkpoint, Source
 from qvl.weights.formats.awq import AwqConfig
 from qvl.weights.formats.gptq import GptqConfig
@@ -28,6 +29,20 @@ def open_weights(folder: Path, config: Any) -> tuple[Source, Stored | None]:
     if isinstance(stored, AwqConfig | GptqConfig):
         return stored.open(checkpoint), stored
     return checkpoint, stored
+
+
+def adapted(base: Source, adapter: Path, stored: Stored | None, config: Any) -> AdaptedSource:
+    """``base`` with the adapter of a folder added; ``config`` is made that of the changed model."""
+    if stored is not None:
+        raise UnsupportedError(
+            f"the weights of {base.folder} are quantized, and an adapter cannot be added to those: pass "
+            "base= with the model at full width, and quantization_config= (--weights) to quantize the sum"
+        )
+    source = AdaptedSource(
+        base, Adapter.open(adapter), tied=bool(getattr(config, "tie_word_embeddings", False))
+    )
+    source.fit(config)
+    return source
 
 
 def refuse_changes(source: Source, stored: Stored, asked: Quantization | None, dtype: Any) -> None:

@@ -18,11 +18,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from qvl.errors import InputError, InputTypeError, MediaDecodeError, MediaTooLargeError, missing_dependency
+from qvl.processing.media.orientation import upright_size
 from qvl.processing.media.rgb import array_to_pil, to_rgb, upright
 from qvl.processing.media.sources import DEFAULT_LIMITS, MediaLimits, describe, opened
 from qvl.processing.media.videofile import VideoFile
 
-__all__ = ["DEFAULT_LIMITS", "MediaLimits", "load_image", "load_pdf_pages", "open_video"]
+__all__ = ["DEFAULT_LIMITS", "MediaLimits", "image_size", "load_image", "load_pdf_pages", "open_video"]
 
 POINTS_PER_INCH = 72  # PDF sizes are in points
 
@@ -46,6 +47,22 @@ def load_image(source: Any, *, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Im
         return array_to_pil(source)
     with opened(source, limits) as stream:
         return _read_image(stream, describe(source), limits)
+
+
+def image_size(source: Any, *, limits: MediaLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """(height, width) in pixels that `load_image` would give, from the header alone.
+
+    ``source`` and errors as there; a picture whose pixels are broken is not found out.
+    """
+    if isinstance(source, Image.Image):
+        return source.height, source.width
+    if isinstance(source, np.ndarray | torch.Tensor):
+        picture = array_to_pil(source)
+        return picture.height, picture.width
+    name = describe(source)
+    with opened(source, limits) as stream, _decoding(name), _open_image(stream) as image:
+        check_pixels(image.width, image.height, limits.image_pixels, name)
+        return upright_size(image, stream)
 
 
 def _read_image(stream: IO[bytes], name: str, limits: MediaLimits) -> Image.Image:

@@ -21,6 +21,11 @@ from qvl.processing.text.tools import tool_schema
 Message = Mapping[str, Any]
 Templates = str | dict[str, str] | None
 
+PROCESSOR_TEMPLATE = "chat_template.json"  # read as a processor's alone
+TEMPLATE_FILES = (PROCESSOR_TEMPLATE, "chat_template.jinja")
+# Special tokens that answers hold: in the assistant's messages they are tokens, as the model wrote them.
+SPOKEN = frozenset(f"<|{name}_{end}|>" for name in ("object_ref", "box", "quad") for end in ("start", "end"))
+
 
 @dataclass(frozen=True)
 class RenderOptions:
@@ -48,7 +53,8 @@ def render(
     options: RenderOptions | None = None,
     special_tokens: Sequence[str] = (),
 ) -> MarkedText:
-    """One conversation as text. ``special_tokens`` that are typed inside messages stay typed text.
+    """One conversation as text. ``special_tokens`` that are typed inside messages stay typed text, but for
+    those of ``SPOKEN`` in what the assistant said.
 
     Raises PromptError for messages of another form, and where the template does.
     """
@@ -60,7 +66,8 @@ def render(
     documents = options.documents
     marks = Marks.absent_from(conversation, tools, documents, template, options.variables)
     guard = Guard(special_tokens, marks.inert)
-    messages = guard.protect(conversation)
+    spoken = Guard([token for token in special_tokens if token not in SPOKEN], marks.inert)
+    messages = [(spoken if m["role"] == "assistant" else guard).protect(m) for m in conversation]
     final = _mark_final_text(messages, marks.final) if options.continue_final_message else None
     text = run(
         template,
@@ -129,7 +136,7 @@ def read_templates(folder: Path, *, legacy: bool) -> Templates:
 
     ``legacy``: chat_template.json (of processors; the released checkpoints have it) counts and wins.
     """
-    if legacy and (path := folder / "chat_template.json").is_file():
+    if legacy and (path := folder / PROCESSOR_TEMPLATE).is_file():
         return normal_templates(read_json(path).get("chat_template"))
     found = {
         path.stem: path.read_text(encoding="utf-8")

@@ -17,6 +17,8 @@ from tokenizers.models import BPE
 from qvl.config.base import read_json
 from qvl.errors import CheckpointCorruptError, CheckpointNotFoundError
 
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json")  # a folder with neither has no tokenizer
+
 # Contractions, words, single digits, punctuation, line ends, spaces: as in Qwen2's tokenizer.json.
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"

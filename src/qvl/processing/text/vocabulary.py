@@ -107,9 +107,7 @@ class Vocabulary:
     ) -> Self:
         """Loads from a folder or a hub id; other keyword arguments win over tokenizer_config.json."""
         kwargs.pop("use_fast", None)
-        folder = hub.resolve(
-            pretrained_model_name_or_path, **hub.pop_options(kwargs), patterns=hub.SMALL_FILES
-        )
+        folder = hub.holding(pretrained_model_name_or_path, files.VOCABULARY_FILES, **hub.pop_options(kwargs))
         settings = files.read_settings(folder)
         if (templates := chat.read_templates(folder, legacy=False)) is not None:
             settings["chat_template"] = templates
@@ -213,6 +211,10 @@ class Vocabulary:
             else:
                 raise InputError(f"{role!r} is no role of a special token; roles: {', '.join(ROLES)}")
         return added
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the blind copy of the backend: a copied or unpickled one would see special tokens again."""
+        return {**self.__dict__, "_blind_backend": None}
 
     def _add(self, token: str | AddedToken | Mapping[str, Any], *, special: bool) -> int:
         self._blind_backend = None

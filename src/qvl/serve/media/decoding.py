@@ -25,12 +25,12 @@ from qvl.errors import (
 )
 from qvl.processing.image import IMAGE_OVERRIDES, Qwen2VLImageProcessor
 from qvl.processing.media.opening import MediaLimits, load_pdf_pages
+from qvl.processing.media.orientation import upright_size
 from qvl.processing.media.rgb import to_rgb, upright
 from qvl.processing.patches import PatchShape
 from qvl.processing.sizes import target_size
 from qvl.processing.video.processor import VIDEO_OVERRIDES, Qwen2_5_VLVideoProcessor, VideoMetadata, VideoPlan
 from qvl.serve.media.options import checked_options
-from qvl.serve.media.orientation import upright_size
 from qvl.serve.media.plainly import plain_errors
 from qvl.serve.media.requests import MediumCost, RequestKind
 from qvl.serve.settings import Limits

@@ -1,0 +1,105 @@
+"""The whole way in one command: pictures, ``qvl train`` with LoRA, ``qvl merge``, scores before and after.
+
+    python -m examples.lora.run runs/arrows
+
+A run that was broken off goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from examples.lora.arrows import HELD_OUT, write
+from qvl import AutoModelForImageTextToText, AutoProcessor
+from qvl.cli import main as qvl
+from qvl.hub import BUNDLED
+
+PARTS = ("tower", "merger", "decoder")
+OPTIONS = ("--lora-r", 16, "--learning-rate", 3e-3, "--batch", 32, "--warm-up", 40, "--save-every", 300)
+STEPS = 1500
+TOGETHER = 40  # pictures that are answered at once
+
+
+def learn(model: str, data: Path, out: Path, steps: int) -> None:
+    """``qvl train`` with adapters on all parts; they are in ``out`` afterwards. SystemExit if it fails."""
+    parts = [word for part in PARTS for word in ("--train", part)]
+    command("train", model, data, "--out", out, "--lora", *parts, *OPTIONS, "--steps", steps)
+
+
+def command(*words: object) -> None:
+    """A command of ``qvl`` in this process."""
+    code = qvl([str(word) for word in words])
+    if code:
+        raise SystemExit(code)
+
+
+def score(model_name: str | Path, data: Path) -> float:
+    """The share of rows that are answered exactly right. ``model_name``: also that of an adapter."""
+    model = AutoModelForImageTextToText.from_pretrained(model_name, dtype="float32")
+    processor = AutoProcessor.from_pretrained(model_name)
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    right = 0
+    for start in track(range(0, len(rows), TOGETHER), f"asking {model_name}", transient=True):
+        asked = rows[start : start + TOGETHER]
+        said = answers(model, processor, [_question(row, data.parent) for row in asked])
+        right += sum(a == row["messages"][-1]["content"] for a, row in zip(said, asked, strict=True))
+    return right / len(rows)
+
+
+def _question(row: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The messages up to the answer, with whole paths."""
+    (message, _) = row["messages"]
+    parts = [
+        {**part, "path": str(folder / part["path"])} if part["type"] == "image" else part
+        for part in message["content"]
+    ]
+    return [{**message, "content": parts}]
+
+
+def answers(model: Any, processor: Any, conversations: list[list[dict[str, Any]]]) -> list[str]:
+    inputs = processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+    )
+    ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+    texts: list[str] = processor.batch_decode(
+        ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    return [text.strip() for text in texts]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for the data, the adapter and the merged model")
+    parser.add_argument("--model", default=next(iter(BUNDLED)), help="checkpoint to begin with")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--count", type=int, default=4000, help="rows to train on")
+    parser.add_argument("--held-out", type=int, default=400, help="rows to score with")
+    options = parser.parse_args()
+    train = write(options.out / "train.jsonl", 0, options.count)
+    held_out = write(options.out / "held_out.jsonl", HELD_OUT, options.held_out)
+    print(f"before: {score(options.model, held_out):.1%} of {options.held_out} arrows")
+    start = time.perf_counter()
+    learn(options.model, train, options.out / "adapter", options.steps)
+    minutes = (time.perf_counter() - start) / 60
+    print(
+        f"after {options.steps} steps, {minutes:.1f} minutes: {score(options.out / 'adapter', held_out):.1%}"
+    )
+    if not (options.out / "merged").exists():
+        command("merge", options.out / "adapter", options.out / "merged")
+    print(f"merged: {score(options.out / 'merged', held_out):.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Files of conversations as samples: checked whole before training, boxes and sizes fitted to the model."""
