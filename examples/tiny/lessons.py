@@ -13,16 +13,16 @@ from qvl.train.encode import Encoder
 FILMS = ("motion", "order", "when")
 # How often each task is drawn in training: what is hard more often.
 SHARES: Mapping[str, float] = {
-    "text": 0.24,
-    "digits": 0.09,
-    "name": 0.07,
-    "count": 0.12,
+    "text": 0.25,
+    "digits": 0.10,
+    "name": 0.05,
+    "count": 0.11,
     "find": 0.15,
-    "compare": 0.11,
-    "motion": 0.05,
-    "order": 0.06,
-    "when": 0.09,
-    "unknown": 0.02,
+    "compare": 0.09,
+    "motion": 0.06,
+    "order": 0.07,
+    "when": 0.08,
+    "unknown": 0.04,
 }
 
 

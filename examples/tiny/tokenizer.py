@@ -1,10 +1,10 @@
 """The small tokenizer of the bundled model: byte-level BPE of Qwen2's kind, with the same special tokens.
 
 Same normalisation, same way of cutting text before merging (every decimal digit stands alone), same special
-tokens in the same order; only the vocabulary is small: the 256 bytes and the words of WORDS, each grown letter
-by letter. Nearly all of those begin with a space, as words inside a sentence do: what is read off a picture
-begins an answer, so it is spelled letter by letter, and a letter is always the same token. Any text can be
-written, as every byte has a token.
+tokens in the same order; only the vocabulary is small: the 256 bytes and the words of WORDS, each grown
+letter by letter. Nearly all of those begin with a space, as words inside a sentence do: what is read off a
+picture begins an answer, so it is spelled letter by letter, and a letter is always the same token. Any text
+can be written, as every byte has a token.
 
     python -m examples.tiny.tokenizer [FOLDER]
 """

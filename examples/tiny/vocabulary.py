@@ -20,7 +20,7 @@ CONTROL = (
     " [",
 )
 # Of the questions that are taught, as they stand in a sentence: after a space.
-TAUGHT = """
+_TAUGHT = """
     JSON a and appear appears are away bbox become between black blue both bounding box change
     changes circle circles color colored colour come comes coordinates count cross crosses diamond
     diamonds difference different digit digits direction disappear disappears do does down earlier
@@ -30,9 +30,9 @@ TAUGHT = """
     show shown shows square squares star stars take tell text that the there these thing things this
     time triangle triangles turn two until up vanish vanishes way what which white word written
     yellow you
-""".split()
+"""
 # Of other questions that people ask.
-GENERAL = """
+_GENERAL = """
     France about age all am an answer any arrow artist as assistant at be big book boy by can
     capital car cat city cold cost could country day describe did document dog every expensive fast
     feel film find for frame from gauge girl give good happen happened happens heavy helpful her his
@@ -42,6 +42,6 @@ GENERAL = """
     table taken tall taste temperature than their them then they to today tomorrow tree under value
     video warm was weather were when where who whose why will with woman world would write wrote
     year yes yesterday your
-""".split()
+"""
 
-WORDS = (*CONTROL, *(f" {word}" for word in (*TAUGHT, *GENERAL)))
+WORDS = (*CONTROL, *(f" {word}" for word in f"{_TAUGHT} {_GENERAL}".split()))

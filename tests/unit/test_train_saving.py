@@ -25,10 +25,10 @@ def test_a_checkpoint_is_found_again(tmp_path):
     assert [step for step, _ in saving.complete(tmp_path)] == [10, 200]
 
 
-def test_a_step_may_be_saved_again(tmp_path):
-    saving.save_whole(tmp_path, 10, writer("old"))
-    folder = saving.save_whole(tmp_path, 10, writer("new"))
-    assert (folder / "model.safetensors").read_text() == "new"
+def test_a_step_that_is_there_stays(tmp_path):
+    saving.save_whole(tmp_path, 10, writer("first"))
+    folder = saving.save_whole(tmp_path, 10, writer("second"))
+    assert (folder / "model.safetensors").read_text() == "first"
     assert len(list((tmp_path / saving.FOLDER).iterdir())) == 1
 
 

@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"  # in the folder of a run: what it is, so that it is only gone on with as the same
 
+ShardOption = Annotated[
+    bool,
+    typer.Option(
+        "--shard/--copies",
+        help="Under torchrun: each process holds a share of the weights, or a copy, which sends less.",
+    ),
+]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="Folder, hub id or bundled name of a checkpoint.")
 ]
@@ -76,6 +83,7 @@ def train(
     weights: WeightsOption = None,
     device: DeviceOption = None,
     attention: AttentionOption = Attention.sdpa,
+    shard: ShardOption = True,
     debug: DebugOption = False,
     *,
     given: Mapping[str, Any],
@@ -89,7 +97,7 @@ def train(
     wish.check(check=check, weights=weights is not None)
     from qvl.train.parallel import processes
 
-    with processes() as group:
+    with processes(sharded=shard) as group:
         run = _Run(wish, group, device, attention.value, None if weights is None else weights.value)
         reports = run.look(decode=decode, whole=check)
         run.refuse(reports)

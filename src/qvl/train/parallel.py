@@ -1,9 +1,10 @@
-"""Training in several processes under ``torchrun``: weights in shards (FSDP2), samples dealt out.
+"""Training in several processes under ``torchrun``: samples dealt out; weights in shards (FSDP2) or copies.
 
 Every process takes its share of each step's samples; a step is the same as that of one process, up to the
 order in which sums are taken. Works on GPUs (NCCL) and on the CPU (gloo). Knows no optimizer and no files.
 
-With weights in shards, processes meet inside the network: each layer is put together from all of them right
+Copies exchange gradients once a step: the least to send, where the model fits into every process. With
+weights in shards, processes meet inside the network: each layer is put together from all of them right
 before it is used. So all of them must use the same layers equally often. One without a picture, or out of
 samples, would leave the others waiting for ever; a `blank` picture that teaches nothing keeps it in step.
 """
@@ -65,6 +66,9 @@ class Processes:
         """The greatest of every process's values."""
         return value
 
+    def meet(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Adds up the gradients of all processes, where that has not happened on the way."""
+
     def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
         """The norm of all gradients together, which are cut to ``limit`` where that is not 0."""
         norm = nn.utils.clip_grad_norm_(list(parameters), limit or float("inf"), foreach=True)
@@ -88,12 +92,58 @@ class Processes:
         """Raises CheckpointMismatchError where the processes differ in something they must not."""
 
 
-class Sharded(Processes):
+class Group(Processes):
+    """What is the same for all processes of a group, however they hold the weights."""
+
+    def __init__(self) -> None:
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+
+    def filler(self, model: nn.Module) -> Sample | None:
+        return blank(model.config)
+
+    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
+        total = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(total)
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def most(self, value: int) -> int:
+        greatest = torch.tensor(value)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX)
+        return int(greatest)
+
+    def barrier(self) -> None:
+        self.most(0)
+
+    def check_same(self, what: str, value: int) -> None:
+        if (greatest := self.most(value)) != (least := -self.most(-value)):
+            raise CheckpointMismatchError(
+                f"One process has {what} {least}, another {greatest}: all of them must see the same folders; "
+                "give an output folder and data that every machine has"
+            )
+
+
+class Replicated(Group):
+    """One of the processes of a group, each with all weights and the whole state of the optimizer."""
+
+    def meet(self, parameters: Iterable[nn.Parameter]) -> None:
+        """In one message. Who has learned nothing in a step has no gradients, and adds zeros."""
+        trained = list(parameters)
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+class Sharded(Group):
     """One of the processes of a group, weights and optimizer state cut into as many parts."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
+        super().__init__()
         self.mesh = mesh
-        self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self._bare: nn.Module | None = None
 
     def prepare(self, model: nn.Module, objective: Objective) -> Callable[[PackedBatch], Loss]:
@@ -114,22 +164,6 @@ class Sharded(Processes):
                 module.set_force_sum_reduction_for_comms(True)
                 module.set_gradient_divide_factor(1.0)
         return lambda batch: Loss(*whole(batch))
-
-    def filler(self, model: nn.Module) -> Sample | None:
-        return blank(model.config)
-
-    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
-        total = torch.tensor(list(values.values()), dtype=torch.float64)
-        dist.all_reduce(total)
-        return dict(zip(values, total.tolist(), strict=True))
-
-    def most(self, value: int) -> int:
-        greatest = torch.tensor(value)
-        dist.all_reduce(greatest, dist.ReduceOp.MAX)
-        return int(greatest)
-
-    def barrier(self) -> None:
-        self.most(0)
 
     def whole(self, model: nn.Module) -> nn.Module | None:
         values = self.gathered(dict(model.named_parameters()))
@@ -157,13 +191,6 @@ class Sharded(Processes):
         # Every process has read the whole tensor, so nothing is sent.
         return distribute_tensor(value.to(like.device), self.mesh, like.placements, src_data_rank=None)
 
-    def check_same(self, what: str, value: int) -> None:
-        if (greatest := self.most(value)) != (least := -self.most(-value)):
-            raise CheckpointMismatchError(
-                f"One process has {what} {least}, another {greatest}: all of them must see the same folders; "
-                "give an output folder and data that every machine has"
-            )
-
 
 class _Whole(nn.Module):
     """Model and objective under one root, whose weights are put together for the whole of a pass."""
@@ -177,8 +204,8 @@ class _Whole(nn.Module):
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
-    """Those of ``torchrun``, from its environment; without it, one alone."""
+def processes(*, sharded: bool = True) -> Iterator[Processes]:
+    """Those of ``torchrun``, from its environment; without it, one alone. ``sharded``: or with copies."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Processes()
         return
@@ -187,7 +214,10 @@ def processes() -> Iterator[Processes]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
-        yield Sharded(init_device_mesh("cuda" if cuda else "cpu", (dist.get_world_size(),)))
+        if sharded:
+            yield Sharded(init_device_mesh("cuda" if cuda else "cpu", (dist.get_world_size(),)))
+        else:
+            yield Replicated()
     finally:
         dist.destroy_process_group()
 

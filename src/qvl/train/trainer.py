@@ -190,6 +190,7 @@ class Trainer:
         set_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         sums = self._passes(passes)
+        self.processes.meet(self._trained().values())
         norm = self.processes.clip(self._trained().values(), settings.clip)
         self.optimizer.step()
         self.step += 1
