@@ -145,15 +145,11 @@ class ReadingObjective(nn.Module):
         vision_ND = encoded(model.model, batch)
         answers = hidden_loss(model, hidden_states(model, batch, vision_ND), batch)
         squares = getattr(batch, "squares", None)
-        if vision_ND is None or squares is None or not bool(squares.taught_N.any()):
-            return answers
-        reading = self.reading_loss(vision_ND[squares.taught_N], squares)
-        total = answers.total + self.weight * reading * batch.learned
-        return Loss(
-            total,
-            answers.right,
-            {"reading": reading.detach(), "answers": answers.total.detach() / batch.learned},
-        )
+        reading = answers.total.new_zeros(())
+        if vision_ND is not None and squares is not None and bool(squares.taught_N.any()):
+            reading = self.reading_loss(vision_ND[squares.taught_N], squares)
+        parts = {"answers": answers.total.detach() / max(1, batch.learned), "reading": reading.detach()}
+        return Loss(answers.total + self.weight * reading * batch.learned, answers.right, parts)
 
     def reading_loss(self, vision_ND: Tensor, squares: Squares) -> Tensor:
         known = squares.taught_N

@@ -5,11 +5,13 @@ linear reader of the vision tokens (`examples.tiny.reader`), which is thrown awa
 average of the weights, in bfloat16.
 
     python -m examples.tiny.train --steps 40000        # goes on from runs/tiny if something is there
+    torchrun --nproc-per-node 2 -m examples.tiny.train --steps 40000     # the same steps, on two cores sooner
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from examples.tiny.reader import ReadingObjective, marked_pack
 from qvl import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from qvl.train.encode import Encoder
 from qvl.train.export import ModelWriter
+from qvl.train.parallel import processes
 from qvl.train.settings import TrainSettings
 from qvl.train.trainer import Trainer, Values
 
@@ -29,7 +32,7 @@ RUN = Path("runs/tiny")
 
 
 class Diary:
-    """A bar, and now and then a line of means in ``log.csv``."""
+    """A bar, and now and then a line of means in ``log.txt``."""
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every, self.start = path, every, time.monotonic()
@@ -85,23 +88,25 @@ def main() -> None:
         save_every=options.save_every,
         keep=2,
     )
-    torch.manual_seed(0)
-    config = model_config()
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    processor = AutoProcessor.from_pretrained(options.out)
-    diary = Diary(options.out / "log.txt", options.log_every)
-    trainer = Trainer(
-        model,
-        Lessons(Encoder(processor, config)),
-        settings,
-        options.out,
-        ModelWriter(processor, torch.bfloat16),
-        objective=ReadingObjective(config.text_config.hidden_size, options.reading),
-        collate=marked_pack,
-        listeners=[diary],
-    )
-    with diary.bar:
-        trainer.run()
+    with processes(sharded=False) as together:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // together.count))
+        torch.manual_seed(0)
+        config = model_config()
+        processor = AutoProcessor.from_pretrained(options.out)
+        diary = Diary(options.out / "log.txt", options.log_every)
+        trainer = Trainer(
+            Qwen2_5_VLForConditionalGeneration(config),
+            Lessons(Encoder(processor, config)),
+            settings,
+            options.out,
+            ModelWriter(processor, torch.bfloat16),
+            objective=ReadingObjective(config.text_config.hidden_size, options.reading),
+            collate=marked_pack,
+            listeners=[diary],
+            processes=together,
+        )
+        with diary.bar:
+            trainer.run()
 
 
 if __name__ == "__main__":

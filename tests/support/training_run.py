@@ -1,4 +1,4 @@
-"""A short training run of a tiny random model, also as a process: ``python -m support.training_run OUT JSON``."""
+"""A short run of a tiny random model, also as a process: ``python -m support.training_run OUT JSON``."""
 
 from __future__ import annotations
 
