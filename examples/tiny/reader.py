@@ -31,6 +31,7 @@ KINDS = ("", *string.digits, *string.ascii_letters, *SHAPES, *(f"hand:{n}" for n
 TINTS = ("", *COLOURS)
 KIND_OF = {name: i for i, name in enumerate(KINDS)}
 TINT_OF = {name: i for i, name in enumerate(TINTS)}
+EMPTY = 0.3  # how much seeing nothing counts beside seeing something
 NEAR = 0.4  # of the smaller of a square and a mark: so much of their heights must overlap
 
 
@@ -133,6 +134,11 @@ def picture_squares(marks: Sequence[Mark], size: tuple[int, int], grid: Grid) ->
     return found
 
 
+def _mean(values: Tensor) -> Tensor:
+    """0 of none."""
+    return values.sum() / max(1, len(values))
+
+
 class ReadingObjective(nn.Module):
     """The loss of the answers, and ``weight`` times that of reading the vision tokens."""
 
@@ -156,9 +162,10 @@ class ReadingObjective(nn.Module):
         kinds, tints, edges_N4 = self.reader(vision_ND).split([SLOTS * len(KINDS), len(TINTS), 4], dim=-1)
         edges = squares.edges_N4[known]
         there_N = ~edges.isnan().any(-1)
-        loss = F.cross_entropy(
-            kinds.unflatten(-1, (SLOTS, -1)).flatten(0, 1), squares.kinds_NS[known].flatten()
-        )
+        right = squares.kinds_NS[known].flatten()
+        found = F.cross_entropy(kinds.unflatten(-1, (SLOTS, -1)).flatten(0, 1), right, reduction="none")
+        # Apart, as nearly all of a picture is empty, and letters are the smallest part of what is not.
+        loss = EMPTY * _mean(found[right == 0]) + _mean(found[right != 0])
         loss = loss + 0.5 * F.cross_entropy(tints, squares.tints_N[known])
         if bool(there_N.any()):
             loss = loss + F.smooth_l1_loss(edges_N4[there_N], edges[there_N])
