@@ -72,8 +72,10 @@ def make_trainer(
 
 
 def main(out: str, options: str) -> None:
-    with processes() as together:
-        make_trainer(Path(out), together, **json.loads(options)).run()
+    """``options``: of `make_trainer`, and ``sharded``: how several processes hold the weights."""
+    given = json.loads(options)
+    with processes(sharded=given.pop("sharded", True)) as together:
+        make_trainer(Path(out), together, **given).run()
 
 
 if __name__ == "__main__":

@@ -76,6 +76,9 @@ class Processes:
 
     def barrier(self) -> None: ...
 
+    def settle(self) -> None:
+        """After passes that nothing went backward through: what they put together is let go."""
+
     def whole(self, model: nn.Module) -> nn.Module | None:
         """The model with all of its weights, in the first process; None in the others."""
         return model
@@ -145,6 +148,7 @@ class Sharded(Group):
         super().__init__()
         self.mesh = mesh
         self._bare: nn.Module | None = None
+        self._shards: list[FSDPModule] = []
 
     def prepare(self, model: nn.Module, objective: Objective) -> Callable[[PackedBatch], Loss]:
         """Cuts the model, in place, and the objective's own weights.
@@ -157,13 +161,17 @@ class Sharded(Group):
         for block in (*backbone.visual.blocks, *backbone.language_model.layers):
             fully_shard(block, mesh=self.mesh)
         fully_shard(whole, mesh=self.mesh)
-        for module in whole.modules():
-            if isinstance(module, FSDPModule):
-                # Losses are divided by all learned tokens before, so gradients are summed. And gloo can do
-                # no other reduction.
-                module.set_force_sum_reduction_for_comms(True)
-                module.set_gradient_divide_factor(1.0)
+        self._shards = [module for module in whole.modules() if isinstance(module, FSDPModule)]
+        for module in self._shards:
+            # Losses are divided by all learned tokens before, so gradients are summed. And gloo can do no
+            # other reduction.
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
         return lambda batch: Loss(*whole(batch))
+
+    def settle(self) -> None:
+        for module in self._shards:
+            module.reshard()
 
     def whole(self, model: nn.Module) -> nn.Module | None:
         values = self.gathered(dict(model.named_parameters()))

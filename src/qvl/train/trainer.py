@@ -220,8 +220,9 @@ class Trainer:
 
     def _together(self, batches: Sequence[PackedBatch]) -> Iterator[PackedBatch]:
         """As many passes in each process: idle ones where there are no more."""
+        most = self.processes.most(len(batches))  # before any of them: passes are met in the same order
         yield from batches
-        for _ in range(self.processes.most(len(batches)) - len(batches)):
+        for _ in range(most - len(batches)):
             yield self.lessons.idle()
 
     def _loss(self, batch: PackedBatch) -> Loss:
@@ -254,6 +255,7 @@ class Trainer:
                 sums["loss"] += float(loss.total)
                 sums["right"] += float(loss.right)
             learned += passes.learned
+        self.processes.settle()
         self.model.train()
         sums = self.processes.sums({**sums, "learned": learned})
         return {name: sums[name] / max(1.0, sums["learned"]) for name in ("loss", "right")}
