@@ -551,12 +551,19 @@ class TestDocumentation:
 
     def test_every_option(self):
         commands = typer.main.get_command(app).commands
-        assert set(commands) == {"ask", "chat", "info", "quantize", "serve"}
+        assert set(commands) == {"ask", "chat", "info", "quantize", "serve", "train", "merge", "eval"}
+        elsewhere = {"serve": "serving.md", "train": "training.md", "eval": "evaluation.md"}
         for name, command in commands.items():
             options = {name for option in command.params for name in option.opts if name.startswith("-")}
-            assert {"--debug", "--max-pixels"} <= options
-            assert ("--fps" in options) == (name not in {"quantize", "serve"})
-            if name != "serve":  # whose many options are in docs/serving.md, and tested there
+            assert "--debug" in options
+            assert ("--max-pixels" in options) == (name != "merge")
+            assert ("--fps" in options) == (name not in {"quantize", "serve", "merge"})
+            if name in elsewhere:  # whose many options have a page, and serving and training tests of it
+                page = (REPOSITORY / "docs" / elsewhere[name]).read_text(encoding="utf-8")
+                assert f"({elsewhere[name]})" in self.PAGE
+                if name == "eval":
+                    assert all(option in page for option in options - {"--help", "--debug"}), options
+            else:
                 assert all(f"`{name}`" in self.PAGE for name in options - {"--help"}), options
 
     def test_every_exit_code(self):

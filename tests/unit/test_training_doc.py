@@ -43,7 +43,8 @@ def test_the_page_and_the_command_have_the_same_options():
     command = typer.main.get_command(app).commands["train"]
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", TEXT))
-    assert named - known == {"--model", "--nproc-per-node"}, "of other commands"
+    others = {"--model", "--nproc-per-node", "--base", "--metric", "--predictions", "--resume"}
+    assert named - known == others, "of other commands"
     assert {name for name in known if name.startswith("--")} - named == {"--debug"}
 
 
