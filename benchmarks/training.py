@@ -3,8 +3,9 @@
     python -m benchmarks.training [--tokens 4096] [--vocabulary 151936]
 
 Each contestant runs in a process of its own, on a small model of one shape with random weights (so the losses
-are near each other, not equal) and the same tokens, all of them learned: what counts is the loss, whose logits are the largest tensor of a step. What is told is the most
-memory above the one that the process held right before the step, gradients included, and the step's loss.
+are near each other, not equal) and the same tokens, all of them learned: what counts is the loss, whose
+logits are the largest tensor of a step. What is told is the most memory above the one that the process held
+right before the step, gradients included, and the step's loss.
 """
 
 from __future__ import annotations
