@@ -8,22 +8,20 @@ A run that was broken off goes on when the same command is given again.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
-from typing import Any
-
-from rich.progress import track
 
 from examples.lora.arrows import HELD_OUT, write
 from qvl import AutoModelForImageTextToText, AutoProcessor
 from qvl.cli import main as qvl
+from qvl.evaluate import Settings, evaluate
 from qvl.hub import BUNDLED
+from qvl.processing.rows import read_rows
 
 PARTS = ("tower", "merger", "decoder")
 OPTIONS = ("--lora-r", 16, "--learning-rate", 3e-3, "--batch", 32, "--warm-up", 40, "--save-every", 300)
 STEPS = 1500
-TOGETHER = 40  # pictures that are answered at once
+ANSWERS = Settings(max_new_tokens=16)
 
 
 def learn(model: str, data: Path, out: Path, steps: int) -> None:
@@ -43,40 +41,9 @@ def score(model_name: str | Path, data: Path) -> float:
     """The share of rows that are answered exactly right. ``model_name``: also that of an adapter."""
     model = AutoModelForImageTextToText.from_pretrained(model_name, dtype="float32")
     processor = AutoProcessor.from_pretrained(model_name)
-    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
-    right = 0
-    for start in track(range(0, len(rows), TOGETHER), f"asking {model_name}", transient=True):
-        asked = rows[start : start + TOGETHER]
-        said = answers(model, processor, [_question(row, data.parent) for row in asked])
-        right += sum(a == row["messages"][-1]["content"] for a, row in zip(said, asked, strict=True))
-    return right / len(rows)
-
-
-def _question(row: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The messages up to the answer, with whole paths."""
-    (message, _) = row["messages"]
-    parts = [
-        {**part, "path": str(folder / part["path"])} if part["type"] == "image" else part
-        for part in message["content"]
-    ]
-    return [{**message, "content": parts}]
-
-
-def answers(model: Any, processor: Any, conversations: list[list[dict[str, Any]]]) -> list[str]:
-    inputs = processor.apply_chat_template(
-        conversations,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-    )
-    ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
-    texts: list[str] = processor.batch_decode(
-        ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    )
-    return [text.strip() for text in texts]
+    found = evaluate(model, processor, list(read_rows(data)), metric="exact", settings=ANSWERS).total.score
+    assert found is not None
+    return found
 
 
 def main() -> None:
