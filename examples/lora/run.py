@@ -19,7 +19,7 @@ from qvl.hub import BUNDLED
 from qvl.processing.rows import read_rows
 
 PARTS = ("tower", "merger", "decoder")
-OPTIONS = ("--lora-r", 16, "--learning-rate", 3e-3, "--batch", 32, "--warm-up", 40, "--save-every", 300)
+OPTIONS = ("--lora-r", 16, "--learning-rate", 1e-3, "--batch", 32, "--warm-up", 40, "--save-every", 300)
 STEPS = 1500
 ANSWERS = Settings(max_new_tokens=16)
 

@@ -57,8 +57,6 @@ def make_trainer(
     model = tiny_model(tied=tied, dropout=dropout)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(frozen) or ("none",)))
-    if settings.get("gradient_checkpointing"):
-        model.gradient_checkpointing_enable()
     return Trainer(
         model,
         RandomSource(samples, model.config),

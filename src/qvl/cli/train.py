@@ -333,8 +333,6 @@ class _Run:
         from qvl.train.parts import freeze
 
         model = load_assistant(self.loading, self.processor).model
-        if self.wish.settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
         settings, lora = self.wish.settings, self.wish.lora
         if lora is not None:
             attach(model, LoraSettings(**lora), self.parts, seed=settings.seed)

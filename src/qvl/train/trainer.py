@@ -112,7 +112,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         source: Source,
         settings: TrainSettings,
         out: Path,
@@ -132,6 +132,8 @@ class Trainer:
         self.steps = settings.total_steps(len(source))
         self.lessons = Steps(source, settings, collate, self.processes.share, self.processes.filler(model))
         self.samples = len(source)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         self.loss_of = self.processes.prepare(model, objective)
         for parameter in self._trained().values():
             parameter.data = parameter.data.float()
