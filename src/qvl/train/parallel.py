@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from qvl.errors import CheckpointMismatchError
+from qvl.errors import CheckpointMismatchError, UnsupportedError
 from qvl.train.objective import Loss, Objective
 from qvl.train.packing import PackedBatch
 from qvl.train.sample import IGNORED, Sample
@@ -153,8 +153,14 @@ class Sharded(Group):
     def prepare(self, model: nn.Module, objective: Objective) -> Callable[[PackedBatch], Loss]:
         """Cuts the model, in place, and the objective's own weights.
 
-        ``model``: `CausalLM`, on the CPU, the same in all processes. Its parameters keep their names.
+        ``model``: `CausalLM`, on the CPU, the same in all processes. Its parameters keep their names. Raises
+        UnsupportedError for a torch that can't add up gradients.
         """
+        if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+            raise UnsupportedError(
+                f"torch {torch.__version__} is too old to train with shares of the weights; install a newer "
+                "torch, or let each process hold all of them (--copies)"
+            )
         self._bare = _without_weights(model) if self.first else None
         whole = _Whole(model, objective)
         backbone: Any = model.model
