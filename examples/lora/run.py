@@ -19,8 +19,8 @@ from qvl.hub import BUNDLED
 from qvl.processing.rows import read_rows
 
 PARTS = ("tower", "merger", "decoder")
-OPTIONS = ("--lora-r", 16, "--learning-rate", 1e-3, "--batch", 32, "--warm-up", 40, "--save-every", 300)
-STEPS = 1500
+OPTIONS = ("--lora-r", 16, "--learning-rate", 1e-3, "--batch", 32, "--warm-up", 10, "--save-every", 300)
+STEPS = 600
 ANSWERS = Settings(max_new_tokens=16)
 
 

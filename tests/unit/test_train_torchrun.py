@@ -64,9 +64,10 @@ def test_the_losses_are_those_of_one_process(tmp_path, sharded):
 
 
 def test_one_process_goes_on_where_two_were(tmp_path):
-    make_trainer(tmp_path / "one", **SETTINGS).run()
-    torchrun(tmp_path / "two", sharded=False, **{**SETTINGS, "steps": 3})
-    make_trainer(tmp_path / "two", **SETTINGS).run()
+    settings = {**SETTINGS, "evaluation": 0}  # there would be one more at the end of the first part
+    make_trainer(tmp_path / "one", **settings).run()
+    torchrun(tmp_path / "two", sharded=False, **{**settings, "steps": 3})
+    make_trainer(tmp_path / "two", **settings).run()
     assert_same_steps(tmp_path / "two", tmp_path / "one")
 
 
