@@ -15,7 +15,7 @@ from qvl.train.metrics import FILE, read_metrics
 from support.training_run import make_trainer
 
 TESTS = Path(__file__).parents[1]
-SETTINGS = {"steps": 6, "batch": 4, "average": 0.5, "evaluation": 5, "save_every": 3}
+SETTINGS = {"steps": 6, "batch": 4, "average": 0.5, "evaluation": 5, "evaluate_every": 3, "save_every": 3}
 
 
 def assert_same_steps(found, expected):
