@@ -52,6 +52,11 @@ TORCH_FREE = [
     "engine/budget.py",
     "engine/settings.py",
     "engine/stepsize.py",
+    "processing/rows/files.py",
+    "processing/rows/forms.py",
+    "processing/rows/objects.py",
+    "processing/rows/row.py",
+    "processing/rows/tags.py",
 ]
 
 
