@@ -28,8 +28,8 @@ from qvl.train.sample import Sample, Source
 from qvl.train.schedule import indices, rate
 from qvl.train.settings import TrainSettings
 
-# Settings that may differ when a run goes on: they do not change its course, but for ``steps`` and ``epochs``,
-# which move its end, and with it the fall of the rate.
+# Settings that may differ when a run goes on: they do not change its course, but for ``steps`` and
+# ``epochs``, which move its end, and with it the fall of the rate.
 FREE = frozenset(
     {"workers", "log_every", "save_every", "evaluate_every", "keep", "steps", "epochs", "save_dtype"}
 )
