@@ -308,3 +308,13 @@ def test_a_wrong_file_of_settings(tmp_path, text, expected):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(InputError, match=expected):
         from_file(tmp_path / "c.json")
+
+
+def test_the_command_offers_every_choice_of_the_settings():
+    from typing import get_args
+
+    from qvl.cli import train_options
+    from qvl.train import settings
+
+    assert [choice.value for choice in train_options.Schedule] == list(get_args(settings.Schedule))
+    assert [choice.value for choice in train_options.ComputeDtype] == list(get_args(settings.Dtype))

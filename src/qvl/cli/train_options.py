@@ -28,6 +28,7 @@ class Schedule(str, Enum):
 
     cosine = "cosine"
     linear = "linear"
+    trapezoid = "trapezoid"
     constant = "constant"
 
 

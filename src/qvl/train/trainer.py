@@ -7,6 +7,7 @@ written by ``write_model``; what is minimised is the ``objective``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -214,7 +215,7 @@ class Trainer:
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         sums = self.processes.sums(sums) | {"tokens": counts["tokens"]}
-        if not all(map(torch.isfinite, map(torch.tensor, sums.values()))):
+        if not all(map(math.isfinite, sums.values())):
             raise NonFiniteError(
                 f"The loss of step {self.step + 1} is {sums['loss']}: lower the learning rate, or compute in "
                 "float32; the last checkpoint is as it was"
