@@ -44,6 +44,7 @@ def torchrun(out, **options):
         launcher.communicate()
         raise
     assert launcher.returncode == 0, told[-3000:]
+    assert "left at the end" not in told, told[-3000:]  # a thread that outlives Python can abort the process
 
 
 @pytest.mark.parametrize("sharded", [True, False], ids=["shares", "copies"])

@@ -11,7 +11,9 @@ samples, would leave the others waiting for ever; a `blank` picture that teaches
 
 from __future__ import annotations
 
+import atexit
 import copy
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -227,13 +229,26 @@ def processes(*, sharded: bool = True) -> Iterator[Processes]:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    mesh = None
     try:
         if sharded:
-            yield Sharded(init_device_mesh("cuda" if cuda else "cpu", (dist.get_world_size(),)))
+            mesh = init_device_mesh("cuda" if cuda else "cpu", (dist.get_world_size(),))
+            yield Sharded(mesh)
         else:
             yield Replicated()
     finally:
         dist.destroy_process_group()
+        _let_go(mesh)
+
+
+def _let_go(mesh: DeviceMesh | None) -> None:
+    """Ends the threads of gloo before Python ends.
+
+    One that is late in letting a tensor go asks for Python's lock, and where that is gone, it aborts the
+    process. torch's caches keep the mesh for ever, the mesh its groups; the model knows them in cycles.
+    """
+    getattr(mesh, "_pg_registry", {}).clear()
+    atexit.register(gc.collect)
 
 
 def blank(config: Any) -> Sample:
