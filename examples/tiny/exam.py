@@ -1,6 +1,6 @@
 """How well the bundled model does on lessons that it never saw: the figures of the README.
 
-2,000 lessons are drawn with other seeds than any training, in typefaces, on photographs and with things that
+2,100 lessons are drawn with other seeds than any training, in typefaces, on photographs and with things that
 no lesson of training shows; and every held-out scan of a handwritten digit is shown once, alone. All of it
 goes the public way: `qvl.evaluate`, as for anybody's model and data. Seeded: the same questions every time.
 
@@ -28,9 +28,10 @@ from examples.tiny.reading import scan_lesson
 from qvl import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from qvl.evaluate import Report, Settings, evaluate
 
-# How many lessons of each task: 2,000 in all.
+# How many lessons of each task: 2,100 in all.
 LESSONS = {
     "text": 300,
+    "page": 100,
     "digits": 200,
     "name": 200,
     "count": 200,
@@ -44,6 +45,7 @@ LESSONS = {
 # What each is called in the tables, and the least share that is right.
 TITLES = {
     "text": "printed words and numbers, exactly",
+    "page": "two to six printed lines, all exactly",
     "scan": "held-out scans of one handwritten digit",
     "digits": "one to three handwritten digits, exactly",
     "name": "colour and shape",

@@ -11,6 +11,7 @@ from typing import Any
 
 TASKS = (
     "text",  # printed words and numbers
+    "page",  # several printed lines
     "digits",  # handwritten digits
     "name",  # colour and shape of the one thing in the picture
     "count",  # how many, up to 6

@@ -25,7 +25,7 @@ def text_lesson(rng: random.Random, held_out: bool) -> Lesson:
     kind, text = words.printed(rng)
     stretch = 1.0 if held_out or rng.random() < 0.6 else rng.uniform(0.82, 1.25)
     setting, size = _fitting(text, rng.choice(rng.choice(fonts.faces(held_out))), stretch, rng)
-    ground, ink = _ground_and_ink(size, rng, held_out)
+    ground, ink = ground_and_ink(size, rng, held_out)
     x = rng.randint(EDGE, size[1] - EDGE - setting.ink.width)
     y = rng.randint(EDGE, size[0] - EDGE - setting.ink.height)
     ground.paste(ink, (x, y), setting.ink)
@@ -65,7 +65,7 @@ def _fitting(text: str, face: fonts.Face, stretch: float, rng: random.Random) ->
             return setting, (height, width)
 
 
-def _ground_and_ink(size: Size, rng: random.Random, held_out: bool) -> tuple[Image.Image, Colour]:
+def ground_and_ink(size: Size, rng: random.Random, held_out: bool) -> tuple[Image.Image, Colour]:
     """A background and a colour that is much lighter or much darker than all of it."""
     while True:
         ground = drawing.background(size, (), rng, held_out)

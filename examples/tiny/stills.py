@@ -6,11 +6,13 @@ import random
 from collections.abc import Callable
 
 from examples.tiny.lesson import Lesson
+from examples.tiny.pages import page_lesson
 from examples.tiny.reading import digits_lesson, text_lesson
 from examples.tiny.things import compare_lesson, count_lesson, find_lesson, name_lesson
 
 DRAWERS: dict[str, Callable[[random.Random, bool], Lesson]] = {
     "text": text_lesson,
+    "page": page_lesson,
     "digits": digits_lesson,
     "name": name_lesson,
     "count": count_lesson,

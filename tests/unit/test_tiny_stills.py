@@ -16,7 +16,7 @@ pytest.importorskip("skimage", reason="scikit-image ships photographs for backgr
 
 from examples.tiny import drawing, fonts, handwriting, things, wordings, words
 from examples.tiny.lesson import COLOURS, SHAPES, Lesson
-from examples.tiny.reading import CONTRAST, LEAST_CAPITALS, _ground_and_ink
+from examples.tiny.reading import CONTRAST, LEAST_CAPITALS, ground_and_ink
 from examples.tiny.show import sheet
 from examples.tiny.stills import DRAWERS, draw
 from qvl.processing.grounding import find_shapes
@@ -151,7 +151,7 @@ def test_print_is_tall_enough_to_read():
 @pytest.mark.parametrize("held_out", [False, True], ids=["training", "held out"])
 def test_print_stands_out_from_its_background(held_out):
     for i in range(200):
-        ground, ink = _ground_and_ink((84, 112), random.Random(i), held_out)
+        ground, ink = ground_and_ink((84, 112), random.Random(i), held_out)
         apart = np.asarray(ground.convert("L"), dtype=float) - drawing.luminance(ink)
         assert abs(apart.mean()) >= CONTRAST - 3
         assert (abs(apart) > 35).mean() > 0.97 and (np.sign(apart) == np.sign(apart.mean())).mean() > 0.97
