@@ -81,20 +81,27 @@ def write_small_files(folder: Path) -> Tokenizer:
             "pad_token_id": words.token_to_id("<|endoftext|>"),
         },
     )
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
-            "max_pixels": MAX_PIXELS,
-            "merge_size": 2,
-            "min_pixels": MIN_PIXELS,
-            "patch_size": 14,
-            "processor_class": "Qwen2_5_VLProcessor",
-            "temporal_patch_size": 2,
-        },
-    )
+    pictures = {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "max_pixels": MAX_PIXELS,
+        "merge_size": 2,
+        "min_pixels": MIN_PIXELS,
+        "patch_size": 14,
+        "processor_class": "Qwen2_5_VLProcessor",
+        "temporal_patch_size": 2,
+    }
+    write_json(folder / "preprocessor_config.json", pictures)
+    del pictures["image_processor_type"]
+    # As the films of the lessons are: few frames, and small ones.
+    films = {
+        "fps": 2.0,
+        "max_frames": 16,
+        "max_pixels": 84 * 84,
+        "video_processor_type": "Qwen2VLVideoProcessor",
+    }
+    write_json(folder / "video_preprocessor_config.json", dict(sorted({**pictures, **films}.items())))
     return words
 
 

@@ -19,12 +19,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from examples.tiny.lesson import COLOURS, Mark
+from qvl.processing.sizes import smart_resize
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 
 LEAST_SIDE, LARGEST_SIDE, LARGEST_AREA = 56, 168, 140 * 168
+LIMIT = 168 * 168  # pixels of the largest pictures; people's photographs and screens are brought to this size
 FINE = 4  # shapes are drawn this many times larger, then reduced: smooth edges
 CLEAR = 80.0  # how far a background must be from the colours that stand on it, see distance()
 INSTALL = "pip install scikit-image scikit-learn matplotlib"
@@ -61,7 +63,14 @@ class Thing:
 
 
 def any_size(rng: random.Random, least: int = LEAST_SIDE, largest: int = LARGEST_SIDE) -> Size:
-    """Four in five with sides that are multiples of 28, so that nothing is resized; the rest as it comes."""
+    """One in three as large pictures of any shape come out of the processor.
+
+    Of the others four in five have sides that are multiples of 28, so that nothing is resized.
+    """
+    while largest == LARGEST_SIDE and rng.random() < 1 / 3:
+        height, width = smart_resize(1000, round(1000 * 3 ** rng.uniform(-1, 1)), max_pixels=LIMIT)
+        if min(height, width) >= least:
+            return height, width
     step = 28 if rng.random() < 0.8 else 1
     while True:
         height = rng.randrange(least, largest + 1, step)
@@ -181,7 +190,7 @@ def photographs(held_out: bool) -> tuple[Image.Image, ...]:
         for name in names:
             with Image.open(Path(spec.submodule_search_locations[0], rest, name)) as opened:
                 whole = opened.convert("RGB")
-            for side in (200, 400):
+            for side in (300, 500):
                 scale = side / min(whole.size)
                 width, height = (round(length * scale) for length in whole.size)
                 resized = whole.resize((width, height), reducing_gap=2.0)

@@ -38,7 +38,8 @@ from examples.tiny.films_drawing import (
 )
 from examples.tiny.lesson import COLOURS, Lesson
 
-SIDES = (56, 84)
+# Height and width: what films of any shape are resized to where a frame may have 84 * 84 pixels.
+SIZES = ((56, 56), (56, 84), (84, 56), (84, 84), (56, 112), (112, 56))
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 NOWHERE = "nowhere"
 
@@ -185,7 +186,7 @@ def draw_motion(rng: random.Random, held_out: bool) -> Lesson:
 def motion_film(rng: random.Random, held_out: bool) -> tuple[Film, str]:
     """A film, the look of what moves first, and the direction."""
     direction = rng.choice((*DIRECTIONS, *DIRECTIONS, NOWHERE))
-    height, width, frames = rng.choice(SIDES), rng.choice(SIDES), rng.choice(MOTION_FRAMES)
+    (height, width), frames = rng.choice(SIZES), rng.choice(MOTION_FRAMES)
     looks = draw_looks(rng, 2 if rng.random() < 0.35 else 1, held_out)
     size = rng.randint(14, 24)
     path = _path(rng, DIRECTIONS.get(direction, (0, 0)), frames, (height - size - 2, width - size - 2))
@@ -281,7 +282,7 @@ def _two_moments(rng: random.Random, frames: int) -> tuple[int, int]:
 
 def _placed(rng: random.Random, looks: list[Look], spare: tuple[str, ...] = ()) -> tuple[list[Thing], Any]:
     """Things with ``looks`` that do not touch, and a backdrop for them and for the ``spare`` colours."""
-    height, width = rng.choice(SIDES), rng.choice(SIDES)
+    height, width = rng.choice(SIZES)
     things: list[Thing] = []
     while len(things) < len(looks):
         size = rng.randint(16, 26)

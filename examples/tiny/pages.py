@@ -10,7 +10,7 @@ import random
 
 from examples.tiny import drawing, fonts, words
 from examples.tiny.lesson import Lesson, Mark
-from examples.tiny.reading import EDGE, LEAST_CAPITALS, ground_and_ink
+from examples.tiny.reading import ASIDE, EDGE, LEAST_CAPITALS, ground_and_ink
 from examples.tiny.wordings import ask, conversation
 
 LEAST_SIDE = 112  # pixels
@@ -35,7 +35,8 @@ def page_lesson(rng: random.Random, held_out: bool) -> Lesson:
         for character, (x1, y1, x2, y2) in zip(text, setting.boxes, strict=True):
             marks.append(Mark((x + x1, y + y1, x + x2, y + y2), character))
     answer = "\n".join(texts)
-    messages = conversation([drawing.wear(ground, rng, blur=0.4)], ask("page", rng), answer, False)
+    picture = drawing.wear(ground, rng, blur=0.4)
+    messages = conversation([picture], ask("page", rng), answer, rng.random() < ASIDE)
     return Lesson("page", messages, answer, (tuple(marks),), f"page, {count} lines", answer)
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from examples.tiny.lesson import Lesson
 from examples.tiny.stills import DRAWERS, draw
 
-CELL, CAPTION = 232, 34  # pixels
+CELL, CAPTION = 288, 78  # pixels
 
 
 def sheet(lessons: list[Lesson], columns: int = 6, marks: bool = False) -> Image.Image:
@@ -40,8 +40,8 @@ def _show(
         x += picture.width + 3
     question = next(part["text"] for part in content if part["type"] == "text")
     answer = lesson.answer.replace("\n", " ").replace("\t", " ").replace("```json", "").replace("```", "")
-    lines = [*textwrap.wrap(question, 38)[:2], *textwrap.wrap(answer, 38)[:3]]
-    pen.text((left, top + CELL - 46), "\n".join(lines), fill=(0, 0, 0), font=ImageFont.load_default(11))
+    lines = [*textwrap.wrap(question, 48)[:2], *textwrap.wrap(answer, 48)[:3]]
+    pen.text((left, top + CELL), "\n".join(lines), fill=(0, 0, 0), font=ImageFont.load_default(11))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from examples.tiny.lesson import COLOURS, SHAPES, Lesson
 from examples.tiny.wordings import DIFFERENT, FIRST, SAME, SECOND, ask, box_answer, conversation, plural
 from qvl.processing.sizes import smart_resize
 
-MIN_PIXELS, MAX_PIXELS = 56 * 56, 168 * 168
+MIN_PIXELS, MAX_PIXELS = 56 * 56, drawing.LIMIT
 APART = 4  # pixels between things
 MOST_THINGS = 6
 ASIDE = 0.1  # share of lessons about one thing whose question stands before the picture
