@@ -15,6 +15,7 @@ from examples.tiny.wordings import DIFFERENT, FIRST, SAME, SECOND, ask, box_answ
 from qvl.processing.sizes import smart_resize
 
 MIN_PIXELS, MAX_PIXELS = 56 * 56, drawing.LIMIT
+PAIRED = (112, 112, drawing.LARGEST_SIDE)  # longest sides of two pictures that are compared
 APART = 4  # pixels between things
 MOST_THINGS = 6
 ASIDE = 0.1  # share of lessons about one thing whose question stands before the picture
@@ -195,7 +196,7 @@ def _pair(change: str | None, rng: random.Random) -> tuple[Size, list[Thing], li
     """A size, things for the first picture, and the same or changed things for the second."""
     while True:
         kinds = [any_kind(rng) for _ in range(rng.randint(1, 3))]
-        size = roomy_size(len(kinds) + 1, rng, largest=112)
+        size = roomy_size(len(kinds) + 1, rng, rng.choice(PAIRED))
         things = place(kinds, size, rng)
         changed = _changed(things, size, change, rng) if change else things
         if changed is not None:
@@ -241,7 +242,7 @@ def _more(rng: random.Random, held_out: bool) -> Lesson:
     counts = (rng.randint(0, 5), rng.randint(0, 5))
     if rng.random() < 0.15:
         counts = (counts[0], counts[0])
-    size = roomy_size(max(counts), rng, largest=112)
+    size = roomy_size(max(counts), rng, rng.choice(PAIRED))
     things = [place([any_kind(rng) for _ in range(count)], size, rng) for count in counts]
     pictures = [drawing.wear(show(shown, size, rng, held_out), rng) for shown in things]
     answer = SAME if counts[0] == counts[1] else FIRST if counts[0] > counts[1] else SECOND

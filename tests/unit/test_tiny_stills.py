@@ -79,11 +79,10 @@ def test_the_form_of_a_lesson(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_pictures_are_small_and_mostly_need_no_resizing(task):
-    largest = 112 if task == "compare" else 280
     whole = 0
     for lesson in lessons(task):
         for picture in pictures(lesson):
-            assert min(picture.size) >= 56 and max(picture.size) <= largest
+            assert min(picture.size) >= 56 and max(picture.size) <= 280
             assert picture.width * picture.height <= 168 * 168
         whole += (picture.width % 28, picture.height % 28) == (0, 0)
     assert 0.7 < whole / COUNT < 0.95
