@@ -1,8 +1,11 @@
-"""A reader of vision tokens that helps the tower learn, and is thrown away.
+"""A reader of vision tokens that helps tower and decoder learn, and is thrown away.
 
 Long before a language model can tell what stands in a picture, a linear map can say of every vision token
 what stands in its square, in which colour, and where the thing begins and ends. That gets past the long start
 in which a language model learns nothing from pictures. It sees still pictures only.
+
+A second linear map reads where a vision token stands, and when, off the decoder's states half way up. Rotary
+positions say only how far two tokens are apart; what is told of places and times has to be worked out.
 
 Legend: N merged vision tokens of a batch, M those of one picture, S slots of a token (strips of its square),
 D width, K kinds of marks.
@@ -32,6 +35,7 @@ TINTS = ("", *COLOURS)
 KIND_OF = {name: i for i, name in enumerate(KINDS)}
 TINT_OF = {name: i for i, name in enumerate(TINTS)}
 EMPTY = 0.3  # how much seeing nothing counts beside seeing something
+HALF_WAY = 2  # the decoder's layer before which places are read
 NEAR = 0.4  # of the smaller of a square and a mark: so much of their heights must overlap
 
 
@@ -139,23 +143,41 @@ def _mean(values: Tensor) -> Tensor:
     return values.sum() / max(1, len(values))
 
 
+def places(batch: PackedBatch) -> Tensor:
+    """Time (half seconds), row and column of each vision token, from its medium's first: float32 (N, 3)."""
+    media_3N = batch.positions_3T[:, batch.vision_T].split([grid.tokens(2) for grid in batch.grids], dim=1)
+    return torch.cat([(one - one[:, :1]).T for one in media_3N]).float()
+
+
 class ReadingObjective(nn.Module):
-    """The loss of the answers, and ``weight`` times that of reading the vision tokens."""
+    """The loss of the answers, and ``weight`` times that of reading the vision tokens and their places."""
 
     def __init__(self, width: int, weight: float) -> None:
         super().__init__()
         self.weight = weight
         self.reader = nn.Linear(width, SLOTS * len(KINDS) + len(TINTS) + 4)
+        self.places = nn.Linear(width, 3)
 
     def forward(self, model: Qwen2_5_VLForConditionalGeneration, batch: PackedBatch) -> Loss:
-        vision_ND = encoded(model.model, batch)
-        answers = hidden_loss(model, hidden_states(model, batch, vision_ND), batch)
+        vision_ND, layers = encoded(model.model, batch), list[Tensor]()
+        answers = hidden_loss(model, hidden_states(model, batch, vision_ND, layers), batch)
         squares = getattr(batch, "squares", None)
-        reading = answers.total.new_zeros(())
+        reading = placing = answers.total.new_zeros(())
+        if vision_ND is not None:
+            placing = self.placing_loss(layers[HALF_WAY][batch.vision_T], places(batch))
         if vision_ND is not None and squares is not None and bool(squares.taught_N.any()):
             reading = self.reading_loss(vision_ND[squares.taught_N], squares)
-        parts = {"answers": answers.total.detach() / max(1, batch.learned), "reading": reading.detach()}
-        return Loss(answers.total + self.weight * reading * batch.learned, answers.right, parts)
+        parts = {
+            "answers": answers.total.detach() / max(1, batch.learned),
+            "reading": reading.detach(),
+            "placing": placing.detach(),
+        }
+        return Loss(answers.total + self.weight * (reading + placing) * batch.learned, answers.right, parts)
+
+    def placing_loss(self, states_ND: Tensor, places_N3: Tensor) -> Tensor:
+        """Of places in squares and half seconds, a quarter of one being small."""
+        found_N3 = self.places(F.rms_norm(states_ND, states_ND.shape[-1:]))
+        return F.smooth_l1_loss(found_N3, places_N3, beta=0.25)
 
     def reading_loss(self, vision_ND: Tensor, squares: Squares) -> Tensor:
         known = squares.taught_N

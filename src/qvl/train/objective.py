@@ -48,14 +48,17 @@ def encoded(backbone: VisionLanguageModel, batch: PackedBatch) -> Tensor | None:
         return backbone.encode(batch.patches_PC, batch.grids)
 
 
-def hidden_states(model: CausalLM, batch: PackedBatch, vision_ND: Tensor | None) -> Tensor:
-    """The decoder's last states (T, D) of every token."""
+def hidden_states(
+    model: CausalLM, batch: PackedBatch, vision_ND: Tensor | None, layers: list[Tensor] | None = None
+) -> Tensor:
+    """The decoder's last states (T, D) of every token. ``layers``: receives the input of each layer, too."""
     decoder = model.model.language_model
     return decoder.packed(
         model.model.embed(batch.ids_T, vision_ND, batch.vision_T),
         batch.positions_3T,
         decoder.packed_attends(batch.lengths),
         lengths=batch.lengths,
+        hidden_states=layers,
     )
 
 
