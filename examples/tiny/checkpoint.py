@@ -56,7 +56,8 @@ def model_config() -> Qwen2_5_VLConfig:
             "intermediate_size": 432,
             "num_heads": 5,
             "out_hidden_size": 192,
-            "window_size": 112,
+            # Small, like the pictures: two merged tokens each way.
+            "window_size": 56,
             "fullatt_block_indexes": [2, 5],
             "tokens_per_second": 2,
             "initializer_range": 0.04,
