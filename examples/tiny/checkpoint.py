@@ -56,8 +56,7 @@ def model_config() -> Qwen2_5_VLConfig:
             "intermediate_size": 432,
             "num_heads": 5,
             "out_hidden_size": 192,
-            # Small, like the pictures: two merged tokens each way.
-            "window_size": 56,
+            "window_size": 112,
             "fullatt_block_indexes": [2, 5],
             "tokens_per_second": 2,
             "initializer_range": 0.04,

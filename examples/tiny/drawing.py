@@ -26,7 +26,7 @@ Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 
 LEAST_SIDE, LARGEST_SIDE, LARGEST_AREA = 56, 168, 140 * 168
-LIMIT = 168 * 168  # pixels of the largest pictures; people's photographs and screens are brought to this size
+LIMIT = 280 * 280  # pixels of the largest pictures; people's photographs and screens are brought to this size
 FINE = 4  # shapes are drawn this many times larger, then reduced: smooth edges
 CLEAR = 80.0  # how far a background must be from the colours that stand on it, see distance()
 INSTALL = "pip install scikit-image scikit-learn matplotlib"
@@ -63,12 +63,15 @@ class Thing:
 
 
 def any_size(rng: random.Random, least: int = LEAST_SIDE, largest: int = LARGEST_SIDE) -> Size:
-    """One in three as large pictures of any shape come out of the processor.
+    """One in four large, as people's pictures come out of the processor.
 
     Of the others four in five have sides that are multiples of 28, so that nothing is resized.
     """
-    while largest == LARGEST_SIDE and rng.random() < 1 / 3:
-        height, width = smart_resize(1000, round(1000 * 3 ** rng.uniform(-1, 1)), max_pixels=LIMIT)
+    while largest == LARGEST_SIDE and rng.random() < 1 / 4:
+        area, shape = LIMIT * rng.uniform(0.35, 1.0), 2.2 ** rng.uniform(-1, 1)
+        height, width = smart_resize(
+            round((area * shape) ** 0.5), round((area / shape) ** 0.5), max_pixels=LIMIT
+        )
         if min(height, width) >= least:
             return height, width
     step = 28 if rng.random() < 0.8 else 1
@@ -163,13 +166,13 @@ def draw_thing(picture: Image.Image, thing: Thing) -> None:
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> np.ndarray:
-    """Normal noise, float32 (400, 400, 3), from which every picture takes a piece."""
-    return np.random.default_rng(28).standard_normal((400, 400, 3), dtype=np.float32)
+    """Normal noise, float32 (480, 480, 3), from which every picture takes a piece."""
+    return np.random.default_rng(28).standard_normal((480, 480, 3), dtype=np.float32)
 
 
 def noise(size: Size, rng: random.Random) -> np.ndarray:
     """Normal noise of deviation 1: float32 (height, width, 3), or grey (height, width, 1)."""
-    y, x = rng.randrange(400 - size[0]), rng.randrange(400 - size[1])
+    y, x = rng.randrange(480 - size[0]), rng.randrange(480 - size[1])
     piece = _noise_bank()[y : y + size[0], x : x + size[1]]
     return piece[..., :1] if rng.random() < 0.5 else piece
 
@@ -190,7 +193,7 @@ def photographs(held_out: bool) -> tuple[Image.Image, ...]:
         for name in names:
             with Image.open(Path(spec.submodule_search_locations[0], rest, name)) as opened:
                 whole = opened.convert("RGB")
-            for side in (300, 500):
+            for side in (240, 480):
                 scale = side / min(whole.size)
                 width, height = (round(length * scale) for length in whole.size)
                 resized = whole.resize((width, height), reducing_gap=2.0)
@@ -199,8 +202,8 @@ def photographs(held_out: bool) -> tuple[Image.Image, ...]:
 
 
 def photograph(size: Size, rng: random.Random, held_out: bool) -> Image.Image:
-    """A piece of a photograph."""
-    whole = rng.choice(photographs(held_out))
+    """A piece of a photograph that is large enough."""
+    whole = rng.choice([one for one in photographs(held_out) if one.width > size[1] and one.height > size[0]])
     x, y = rng.randrange(whole.width - size[1]), rng.randrange(whole.height - size[0])
     return whole.crop((x, y, x + size[1], y + size[0]))
 

@@ -15,6 +15,7 @@ from examples.tiny.wordings import ask, conversation
 
 LEAST_SIDE = 112  # pixels
 PITCH = (25, 36)  # pixels from line to line: about one line to a row of vision tokens
+MOST_LINES = 6
 GAP = 3  # pixels between lines, at least
 
 
@@ -23,7 +24,7 @@ def page_lesson(rng: random.Random, held_out: bool) -> Lesson:
     size = drawing.any_size(rng, LEAST_SIDE)
     ground, ink = ground_and_ink(size, rng, held_out)
     pitch = rng.uniform(*PITCH)
-    count = max(2, int((size[0] - 2 * EDGE) / pitch))
+    count = min(MOST_LINES, max(2, int((size[0] - 2 * EDGE) / pitch)))
     pitch = (size[0] - 2 * EDGE) / count  # the lines share the whole height
     texts, marks = [], []
     for line in range(count):

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from examples.tiny.lesson import Lesson
 from examples.tiny.stills import DRAWERS, draw
 
-CELL, CAPTION = 288, 78  # pixels
+CELL, CAPTION = 424, 78  # pixels
 
 
 def sheet(lessons: list[Lesson], columns: int = 6, marks: bool = False) -> Image.Image:

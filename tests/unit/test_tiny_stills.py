@@ -82,8 +82,8 @@ def test_pictures_are_small_and_mostly_need_no_resizing(task):
     whole = 0
     for lesson in lessons(task):
         for picture in pictures(lesson):
-            assert min(picture.size) >= 56 and max(picture.size) <= 280
-            assert picture.width * picture.height <= 168 * 168
+            assert min(picture.size) >= 56 and max(picture.size) <= 420
+            assert picture.width * picture.height <= 280 * 280
         whole += (picture.width % 28, picture.height % 28) == (0, 0)
     assert 0.7 < whole / COUNT < 0.95
 
@@ -292,7 +292,7 @@ def test_find_gives_the_box_of_the_only_thing_of_that_name():
             if shape in ("shape", mark.what) and colour in ([], [mark.colour])
         ]
         assert [mark.box for mark in named] == [lesson.expected]
-        height, width = smart_resize(picture.height, picture.width, 28, 56 * 56, 168 * 168)
+        height, width = smart_resize(picture.height, picture.width, 28, 56 * 56, 280 * 280)
         (read,) = find_shapes(lesson.answer)
         scale = (width / picture.width, height / picture.height) * 2
         assert read.xyxy == pytest.approx(
