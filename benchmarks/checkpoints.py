@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
-BUNDLED = ROOT / "src" / "qvl" / "assets" / "digits"
+BUNDLED = ROOT / "src" / "qvl" / "assets" / "tiny"
 WORK = Path(os.environ.get("QVL_BENCHMARKS", ROOT / "runs" / "benchmarks"))  # 20 GB, once everything is made
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 

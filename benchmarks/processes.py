@@ -51,8 +51,8 @@ def ask_llama() -> list[str]:
     from qvl import Qwen2VLImageProcessor
 
     files = (
-        made_once("digits-F32.gguf", lambda path: write_decoder(BUNDLED, path)),
-        made_once("digits-mmproj-f32.gguf", lambda path: write_vision(BUNDLED, path)),
+        made_once("bundled-F32.gguf", lambda path: write_decoder(BUNDLED, path)),
+        made_once("bundled-mmproj-f32.gguf", lambda path: write_vision(BUNDLED, path)),
     )
     picture, sizes = Image.open(readme.PICTURE), Qwen2VLImageProcessor.from_pretrained(BUNDLED)
     _, rows, columns = sizes(picture, return_tensors="pt")["image_grid_thw"][0].tolist()

@@ -70,7 +70,7 @@ class Load:
     pieces: float = 0.9
 
 
-# A quarter of the tiny vocabulary are the bundled model's own word parts: they do not end in a space.
+# Half of the tiny vocabulary is the bundled model's own word parts: they do not end in a space.
 QUICK = Load(tokens=8, counts=(1, MANY), small=56, large=196, pieces=0.25)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-MODEL = Path(__file__).parents[1] / "src" / "qvl" / "assets" / "digits"
+MODEL = Path(__file__).parents[1] / "src" / "qvl" / "assets" / "tiny"
 PICTURE = Path(__file__).parents[1] / "examples" / "pictures" / "digits.png"
 NEW_TOKENS = 64
 

@@ -29,7 +29,7 @@ from qvl.errors import (
 )
 
 # Checkpoints that come inside the package: name -> folder.
-BUNDLED: Mapping[str, Path] = MappingProxyType({"qvl/digits": Path(__file__).parent / "assets" / "digits"})
+BUNDLED: Mapping[str, Path] = MappingProxyType({"qvl/tiny": Path(__file__).parent / "assets" / "tiny"})
 
 # Everything of a checkpoint but its tensors: configs, tokenizer, chat template.
 SMALL_FILES = ("*.json", "*.txt", "*.jinja")

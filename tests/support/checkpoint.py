@@ -1,7 +1,7 @@
 """A complete tiny checkpoint folder: config, random weights, tokenizer, chat template, image settings.
 
-The tokenizer is the bundled model's (512 rows, the special tokens of the released one), so any text works and
-the answers are nonsense.
+The tokenizer is the bundled model's (1,061 tokens, the special tokens of the released one), so any text
+works and the answers are nonsense.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jso
 
 def added_token_ids() -> dict[str, int]:
     """Ids of the special tokens, as the bundled tokenizer numbers them."""
-    settings = json.loads((BUNDLED["qvl/digits"] / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = json.loads((BUNDLED["qvl/tiny"] / "tokenizer_config.json").read_text(encoding="utf-8"))
     return {token["content"]: int(number) for number, token in settings["added_tokens_decoder"].items()}
 
 
@@ -31,7 +31,7 @@ def config_settings(**text: Any) -> dict[str, Any]:
     ids = added_token_ids()
     eos, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
     special = {"bos_token_id": pad, "eos_token_id": eos, "pad_token_id": pad}
-    text = {"vocab_size": 512, "max_position_embeddings": 4096, **special, **text}
+    text = {"vocab_size": 1152, "max_position_embeddings": 4096, **special, **text}
     return tiny_settings(
         text=text,
         architectures=["Qwen2_5_VLForConditionalGeneration"],
@@ -53,8 +53,8 @@ def write_checkpoint(folder: Path, *, weights: bool = True, seed: int = 0, **tex
             torch.manual_seed(seed)
             qvl.Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
     for name in TOKENIZER_FILES:
-        if (BUNDLED["qvl/digits"] / name).exists():
-            shutil.copy(BUNDLED["qvl/digits"] / name, folder / name)
+        if (BUNDLED["qvl/tiny"] / name).exists():
+            shutil.copy(BUNDLED["qvl/tiny"] / name, folder / name)
     eos, pad = settings["text_config"]["eos_token_id"], settings["text_config"]["pad_token_id"]
     _write(folder / "generation_config.json", {"eos_token_id": eos, "pad_token_id": pad, "do_sample": False})
     _write(folder / "preprocessor_config.json", IMAGE_SETTINGS)

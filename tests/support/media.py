@@ -108,7 +108,7 @@ def running_media(*, resolve: Any = None, access: Access | None = None, workers:
     settings = ServeSettings(
         media_workers=workers, access=access or Access(), limits=replace(Limits(), **limits)
     )
-    media = RunningMedia(MediaService(settings, "qvl/digits", resolve=resolve))
+    media = RunningMedia(MediaService(settings, "qvl/tiny", resolve=resolve))
     try:
         media(media.service.start())
         yield media

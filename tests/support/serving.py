@@ -30,8 +30,8 @@ from qvl.serve.metrics import Metrics
 from qvl.serve.settings import Access, Limits, ServeSettings
 from qvl.types import Prompt, SamplingParams
 
-MODEL = "qvl/digits"
-VOCAB = 512
+MODEL = "qvl/tiny"
+VOCAB = 1152
 Script = str | SequenceOf[int] | Callable[[Prompt], "str | SequenceOf[int]"]
 
 

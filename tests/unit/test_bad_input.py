@@ -322,7 +322,7 @@ def test_media_of_a_message_that_cannot_be_seen(medium, said):
 
     content = [medium, {"type": "text", "text": "What is it?"}]
     with pytest.raises(errors.PromptError, match=said):
-        AutoProcessor.from_pretrained("qvl/digits").apply_chat_template(
+        AutoProcessor.from_pretrained("qvl/tiny").apply_chat_template(
             [{"role": "user", "content": content}], tokenize=True
         )
 

@@ -74,7 +74,7 @@ def test_pictures_differ_by_their_seed_alone():
 
 def asked_of(backend, tokens: int, **more) -> Answer:
     with live_server(backend) as server:
-        chat = Chat(server.url, "qvl/digits", own=True)
+        chat = Chat(server.url, "qvl/tiny", own=True)
         return together(lambda client: chat.ask(client, question("one"), tokens, **more))
 
 

@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
     Image.fromarray(noise).save(folder / "picture.png")
     write_checkpoint(folder / "model")
     write_checkpoint(folder / "small", num_hidden_layers=1)
-    write_checkpoint(folder / "wider", num_hidden_layers=1, vocab_size=520)  # 8 rows that no token uses
+    write_checkpoint(folder / "wider", num_hidden_layers=1, vocab_size=1160)  # 8 rows that no token uses
     other = write_checkpoint(folder / "other")
     settings = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
     settings["added_tokens"][-1]["content"] = "<|another|>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from qvl.processing.rows import Objects, Row
 from qvl.types import SamplingParams
 
 NAME = next(iter(BUNDLED))
+PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
 FEW = Settings(max_new_tokens=6)
 
 
@@ -65,6 +67,8 @@ def mixed_rows() -> list[dict]:
     rows.append(asked(noise(7, 60, 60), noise(8, 90, 40), answer="7"))
     rows.append(asked([noise(9, 56, 56)] * 4, answer="7"))
     rows.append(asked(text="Hello", answer="7"))
+    for name in ("two_digits.png", "one_digit.png"):
+        rows.append(asked(Image.open(PICTURES / name), answer="7"))
     return rows
 
 

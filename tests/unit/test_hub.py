@@ -21,7 +21,7 @@ def test_local_folders_and_files(tmp_path):
 
 
 def test_the_bundled_name():
-    assert hub.resolve("qvl/digits") == hub.BUNDLED["qvl/digits"]
+    assert hub.resolve("qvl/tiny") == hub.BUNDLED["qvl/tiny"]
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "../missing", "a/b/c", "what is this"])

@@ -13,7 +13,7 @@ from qvl.errors import GenerationError, UnsupportedError
 from qvl.ops.kernels import load
 
 SETS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "neon")
-FOLDER = str(Path(qvl.__file__).parent / "assets" / "digits")
+FOLDER = str(Path(qvl.__file__).parent / "assets" / "tiny")
 NEW = 24
 
 
@@ -144,7 +144,11 @@ def test_a_compiled_layer_goes_past_the_kernels():
     layer = model(torch.float32).model.language_model.layers[0]
     attend = model(torch.float32).model.language_model.packed_attends((9,))[0]
     half = layer.self_attn.head_dim // 2
-    x, cos, sin = torch.randn(9, 96), torch.randn(9, half), torch.randn(9, half)
+    x, cos, sin = (
+        torch.randn(9, layer.self_attn.o_proj.in_features),
+        torch.randn(9, half),
+        torch.randn(9, half),
+    )
     with torch.no_grad():
         wanted = layer(x, cos, sin, attend)
         got = torch.compile(layer, backend="eager")(x, cos, sin, attend)

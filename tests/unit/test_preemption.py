@@ -409,7 +409,7 @@ def test_drafts_go_on():
 )
 def test_generate_under_a_limit(options):
     """The documented call, with memory for about two of its five rows: its cache and its ids are the same."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained("qvl/digits", dtype=torch.float32)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained("qvl/tiny", dtype=torch.float32)
     ids = torch.randint(5, 200, (5, 30), generator=torch.Generator().manual_seed(0))
     call = {"max_new_tokens": 30, "min_new_tokens": 30, "return_dict_in_generate": True, **options}
     expected = model.generate(ids, **call)

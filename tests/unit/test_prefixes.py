@@ -204,8 +204,8 @@ class TestLimit:
 
 @pytest.fixture(scope="module")
 def bundled():
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained("qvl/digits", dtype=torch.float32)
-    return model, AutoProcessor.from_pretrained("qvl/digits")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained("qvl/tiny", dtype=torch.float32)
+    return model, AutoProcessor.from_pretrained("qvl/tiny")
 
 
 def test_answers_of_the_bundled_model_agree(bundled):

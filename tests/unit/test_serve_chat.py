@@ -13,18 +13,18 @@ from qvl.serve.protocol.chat import REFUSED, ChatRequest
 from qvl.serve.routes import answering
 from qvl.serve.sampling import sampling_params
 from qvl.types import SamplingParams
-from support.serving import bundled_generation, bundled_processor, client, fake_backend, live_server
+from support.serving import VOCAB, bundled_generation, bundled_processor, client, fake_backend, live_server
 
 USER = {"role": "user", "content": "Hi"}
 
 
-def ask(said: Any = "Hello there", settings: Any = None, **body: Any) -> tuple[int, dict[str, Any]]:
+def ask(said: Any = "You there", settings: Any = None, **body: Any) -> tuple[int, dict[str, Any]]:
     with client(fake_backend(said, **settings or {})) as http:
         answer = http.post("/v1/chat/completions", json={"messages": [USER], **body})
     return answer.status_code, answer.json()
 
 
-def stream(said: Any = "Hello there", settings: Any = None, **body: Any) -> list[Any]:
+def stream(said: Any = "You there", settings: Any = None, **body: Any) -> list[Any]:
     """The data of all events, the last one as text."""
     with client(fake_backend(said, **settings or {})) as http:
         answer = http.post("/v1/chat/completions", json={"messages": [USER], "stream": True, **body})
@@ -45,12 +45,12 @@ def params(**body: Any) -> list[SamplingParams]:
 
 
 def test_an_answer() -> None:
-    status, answer = ask(model="qvl/digits")
+    status, answer = ask(model="qvl/tiny")
     (choice,) = answer["choices"]
     assert status == 200 and answer["object"] == "chat.completion" and answer["id"].startswith("chatcmpl-")
-    assert choice["message"] == {"role": "assistant", "content": "Hello there", "refusal": None}
+    assert choice["message"] == {"role": "assistant", "content": "You there", "refusal": None}
     assert choice["finish_reason"] == "stop" and choice["logprobs"] is None and choice["index"] == 0
-    assert answer["model"] == "qvl/digits" and answer["system_fingerprint"].startswith("fp_")
+    assert answer["model"] == "qvl/tiny" and answer["system_fingerprint"].startswith("fp_")
     prompt = answer["usage"]["prompt_tokens"]
     assert answer["usage"] == {
         "prompt_tokens": prompt,
@@ -63,11 +63,11 @@ def test_an_answer() -> None:
 @pytest.mark.parametrize(
     "body, said, reason",
     [
-        ({"max_tokens": 1}, "Hello", "length"),
-        ({"max_completion_tokens": 1, "max_tokens": 2}, "Hello", "length"),
-        ({"stop": " there"}, "Hello", "stop"),
-        ({"stop": ["x", "lo t"]}, "Hel", "stop"),
-        ({"stop": [""]}, "Hello there", "stop"),
+        ({"max_tokens": 1}, "You", "length"),
+        ({"max_completion_tokens": 1, "max_tokens": 2}, "You", "length"),
+        ({"stop": " there"}, "You", "stop"),
+        ({"stop": ["x", "ou t"]}, "Y", "stop"),
+        ({"stop": [""]}, "You there", "stop"),
     ],
     ids=["max_tokens", "max_completion_tokens", "stop", "stops", "empty stop"],
 )
@@ -88,7 +88,7 @@ def test_events_of_a_stream() -> None:
     assert done == "[DONE]"
     assert [c["choices"][0]["delta"] for c in chunks[:-1]] == [
         {"role": "assistant", "content": ""},
-        {"content": "Hello"},
+        {"content": "You"},
         {"content": " there"},
         {},
     ]
@@ -100,7 +100,7 @@ def test_events_of_a_stream() -> None:
 
 
 def test_several_answers() -> None:
-    backend = fake_backend("Hello there")
+    backend = fake_backend("You there")
     with client(backend) as http:
         body = {"messages": [USER], "n": 3, "seed": 2**63 - 2, "temperature": 1}
         answer = http.post("/v1/chat/completions", json=body).json()
@@ -113,11 +113,11 @@ def test_several_answers() -> None:
     texts = ["", ""]
     for chunk in chunks:
         texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["delta"].get("content", "")
-    assert texts == ["Hello there"] * 2
+    assert texts == ["You there"] * 2
 
 
 def test_siblings_wait_for_the_first_ones_prompt() -> None:
-    backend = fake_backend("Hello there")
+    backend = fake_backend("You there")
     engine = backend.service._engine
     seen: list[int] = []
     engine.before_step = lambda: seen.append(len(engine.added))
@@ -129,14 +129,14 @@ def test_siblings_wait_for_the_first_ones_prompt() -> None:
 def test_log_probabilities() -> None:
     _, answer = ask(logprobs=True, top_logprobs=2)
     first, second = answer["choices"][0]["logprobs"]["content"]
-    assert (first["token"], second["token"]) == ("Hello", " there") and first["bytes"] == list(b"Hello")
-    assert first["top_logprobs"][0]["token"] == "Hello" and len(first["top_logprobs"]) == 2
+    assert (first["token"], second["token"]) == ("You", " there") and first["bytes"] == list(b"You")
+    assert first["top_logprobs"][0]["token"] == "You" and len(first["top_logprobs"]) == 2
     assert first["logprob"] == first["top_logprobs"][0]["logprob"] < 0
     _, answer = ask(logprobs=True)
     assert answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
     chunks = stream(logprobs=True)
     entries = [c["choices"][0]["logprobs"] for c in chunks[:-1]]
-    assert "".join(e["content"][0]["token"] for e in entries if e) == "Hello there"
+    assert "".join(e["content"][0]["token"] for e in entries if e) == "You there"
 
 
 # Settings
@@ -169,7 +169,7 @@ def test_all_settings_reach_the_engine() -> None:
         frequency_penalty=-0.5,
         repetition_penalty=1.2,
         sequence_bias=(((5,), -100.0), ((6,), 3.5)),
-        eos_token_ids=(482, 480, 40),
+        eos_token_ids=(*bundled_generation().eos_token_ids, 40),
     )
 
 
@@ -182,7 +182,7 @@ def test_ends_of_sequence_can_be_ignored() -> None:
 def silent(**generation: Any) -> SamplingParams:
     """What a request gets that says nothing, from a checkpoint whose generation_config.json says this."""
     config = GenerationConfig.from_dict(generation)
-    return sampling_params(ChatRequest.model_validate({"messages": [USER]}), config, 512, 8)
+    return sampling_params(ChatRequest.model_validate({"messages": [USER]}), config, VOCAB, 8)
 
 
 def test_where_a_request_is_silent_the_checkpoint_speaks() -> None:
@@ -191,7 +191,7 @@ def test_where_a_request_is_silent_the_checkpoint_speaks() -> None:
     assert (made.temperature, made.repetition_penalty, made.eos_token_ids) == (0.0, 1.05, (1, 2))
     assert (made.top_k, made.top_p, made.min_p) == (0, 1.0, 0.0), "not the defaults of transformers' class"
     asked = ChatRequest.model_validate({"messages": [USER], "temperature": 0.7, "repetition_penalty": 1.0})
-    made = sampling_params(asked, GenerationConfig.from_dict(released), 512, 8)
+    made = sampling_params(asked, GenerationConfig.from_dict(released), VOCAB, 8)
     assert (made.temperature, made.repetition_penalty) == (0.7, 1.0)
     assert silent().temperature == 1.0 and silent(do_sample=False).temperature == 0.0
     assert silent(top_k=20, top_p=0.8, min_p=0.1, do_sample=True).top_k == 20
@@ -202,26 +202,29 @@ def test_how_long_an_answer_may_be() -> None:
     assert params()[0].max_new_tokens == 1024
     with client(fake_backend("x", prompt_tokens=40)) as http:
         prompt = http.post("/tokenize", json={"messages": [USER]}).json()["count"]
-    assert prompt == 21
+    (ids,) = bundled_processor().apply_chat_template([USER], tokenize=True, add_generation_prompt=True)
+    assert prompt == len(ids)
+    left = 40 - prompt
     backend = fake_backend("x", prompt_tokens=40)
     with client(backend) as http:
         http.post("/v1/chat/completions", json={"messages": [USER]})
-    assert backend.service._engine.added[0][1].max_new_tokens == 19, "what is left of the context"
-    status, answer = ask(settings={"prompt_tokens": 40}, max_tokens=20)
+    assert backend.service._engine.added[0][1].max_new_tokens == left, "what is left of the context"
+    status, answer = ask(settings={"prompt_tokens": 40}, max_tokens=left + 1)
     assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
-    for number in ("20", "21 tokens", "40", "19"):
+    for number in (str(left + 1), f"{prompt} tokens", "40", str(left)):
         assert number in answer["error"]["message"]
     status, answer = ask(max_completion_tokens=20_000)
     assert status == 400 and answer["error"]["param"] == "max_completion_tokens"
     assert "16,384" in answer["error"]["message"]
-    status, answer = ask(settings={"prompt_tokens": 20})
+    status, answer = ask(settings={"prompt_tokens": prompt - 1})
     assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
-    status, answer = ask(settings={"prompt_tokens": 21})
+    status, answer = ask(settings={"prompt_tokens": prompt})
     assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
 
 
 def test_special_tokens_show_only_when_asked_for() -> None:
-    said = [*bundled_processor().tokenizer.encode("7"), 485, 482]
+    said = bundled_processor().tokenizer.encode("7<|box_start|><|im_end|>")
+    assert len(said) == 3
     assert ask(said)[1]["choices"][0]["message"]["content"] == "7"
     assert ask(said, skip_special_tokens=False)[1]["choices"][0]["message"]["content"] == "7<|box_start|>"
 
@@ -328,9 +331,9 @@ def test_an_error_of_the_engine_before_the_first_token_has_a_status() -> None:
 
 
 def test_an_error_in_mid_stream_is_the_last_event() -> None:
-    ids = bundled_processor().tokenizer.encode("Hello there")
+    ids = bundled_processor().tokenizer.encode("You there")
     events = stream([*ids, RuntimeError("secret")])
-    assert events[1]["choices"][0]["delta"] == {"content": "Hello"}
+    assert events[1]["choices"][0]["delta"] == {"content": "You"}
     assert events[-1]["error"]["type"] == "server_error" and "secret" not in json.dumps(events)
 
 
@@ -357,11 +360,11 @@ def test_a_long_prompt_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
         ("/v1/completions", {"prompt": "x"}),
         ("/v1/responses", {"input": "x"}),
     ):
-        backend = fake_backend("Hello")
+        backend = fake_backend("You")
         backend.service._engine.pause = 0.15
         with client(backend) as http:
             text = http.post(path, json={**body, "stream": True}).text
-        assert text.count(": still here\n\n") >= 3 and "Hello" in text
+        assert text.count(": still here\n\n") >= 3 and '"You"' in text
 
 
 @pytest.mark.parametrize("streams", [False, True])

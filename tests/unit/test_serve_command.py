@@ -194,7 +194,7 @@ class Process:
         """A stream of so many tokens, of which the first has arrived."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         body = {
-            "model": "qvl/digits",
+            "model": "qvl/tiny",
             "prompt": "1 2 3",
             "max_tokens": tokens,
             "stream": True,

@@ -20,7 +20,7 @@ from qvl.types import Prompt
 from support.media import data_uri
 from support.pictures import FakeMedia as Media
 from support.pictures import picture_uri
-from support.serving import bundled_config, bundled_processor, client, fake_backend
+from support.serving import VOCAB, bundled_config, bundled_processor, client, fake_backend
 from support.video import write_video
 
 
@@ -178,7 +178,7 @@ def test_a_prompt_is_taken_as_it_is() -> None:
     ids = asyncio.run(made.text_prompt("<|im_start|>user\nHi")).token_ids
     assert list(ids) == bundled_processor().tokenizer.encode("<|im_start|>user\nHi")
     assert asyncio.run(made.text_prompt([5, 6])).token_ids == (5, 6)
-    for wrong, why in (([512], "not in the vocabulary"), ("<|image_pad|>", "placeholder"), ("", "empty")):
+    for wrong, why in (([VOCAB], "not in the vocabulary"), ("<|image_pad|>", "placeholder"), ("", "empty")):
         with pytest.raises(RequestError, match=why):
             asyncio.run(made.text_prompt(wrong))
 

@@ -10,9 +10,9 @@ import torch
 from qvl.serve.errors import RequestError
 from qvl.serve.grammars import Grammars, check_depth, from_choice, from_regex, from_schema
 from qvl.serve.settings import Limits
-from support.serving import bundled_processor, client, fake_backend
+from support.serving import VOCAB, bundled_generation, bundled_processor, client, fake_backend
 
-EOS = (482, 480)
+EOS = bundled_generation().eos_token_ids
 POINT = {
     "type": "object",
     "properties": {"x": {"type": "integer"}, "label": {"enum": ["a", "b"]}},
@@ -30,7 +30,7 @@ def drawn(constraint: Any, seed: int, most: int = 300) -> tuple[str, bool]:
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = []
     for _ in range(most):
-        scores_1V = constraint.mask(torch.randn(1, 512, generator=generator))
+        scores_1V = constraint.mask(torch.randn(1, VOCAB, generator=generator))
         token = int(scores_1V.argmax())
         assert scores_1V[0, token] > -torch.inf
         if token in EOS:
@@ -64,7 +64,7 @@ def test_space_between_parts_cannot_go_on_for_ever() -> None:
         constraint = compiled.constraint()
         constraint.accept(brace)
         token, count = first, 0
-        while count < 200 and constraint.mask(torch.zeros(1, 512))[0, token] == 0:
+        while count < 200 and constraint.mask(torch.zeros(1, VOCAB))[0, token] == 0:
             constraint.accept(token)
             token, count = space, count + 1
         return count
@@ -76,9 +76,9 @@ def test_an_answer_may_end_exactly_where_the_grammar_may() -> None:
     made = grammars()
     constraint = made.compile(from_regex("1+")).constraint()
     one = bundled_processor().tokenizer.encode("1")[0]
-    allowed = [constraint.mask(torch.zeros(1, 512))[0, list(EOS)].tolist()]
+    allowed = [constraint.mask(torch.zeros(1, VOCAB))[0, list(EOS)].tolist()]
     assert not constraint.accept(one)
-    allowed.append(constraint.mask(torch.zeros(1, 512))[0, list(EOS)].tolist())
+    allowed.append(constraint.mask(torch.zeros(1, VOCAB))[0, list(EOS)].tolist())
     assert allowed == [[-torch.inf] * 2, [0.0] * 2]
     assert made.compile(from_regex("1")).constraint().accept(one), (
         "nothing may follow: the answer is complete"
@@ -86,12 +86,13 @@ def test_an_answer_may_end_exactly_where_the_grammar_may() -> None:
 
 
 def test_what_lies_beyond_the_tokenizer_is_never_allowed() -> None:
-    for width in (502, 512, 600):
+    known = len(bundled_processor().tokenizer)
+    control = bundled_processor().tokenizer.convert_tokens_to_ids("<|im_start|>")
+    for width in (known, VOCAB, VOCAB + 88):
         made = grammars()
         scores_1V = made.compile(from_regex("(.|\n)*")).constraint().mask(torch.zeros(1, width))
-        known = len(bundled_processor().tokenizer)
         assert scores_1V.shape == (1, width) and bool((scores_1V[0, known:] == -torch.inf).all())
-        assert scores_1V[0, 40] == 0.0 and scores_1V[0, 481] == -torch.inf  # no control token is text
+        assert scores_1V[0, 40] == 0.0 and scores_1V[0, control] == -torch.inf  # no control token is text
 
 
 def test_a_choice() -> None:
@@ -182,7 +183,7 @@ def test_what_turns_out_too_complex_on_the_way_is_an_error_of_the_request() -> N
     constraint = made.compile(from_regex("ab"), "here").constraint()
     with pytest.raises(RequestError, match="cannot be used") as caught:
         constraint.accept(bundled_processor().tokenizer.encode("z")[0])
-        constraint.mask(torch.zeros(1, 512))
+        constraint.mask(torch.zeros(1, VOCAB))
     assert caught.value.param == "here"
 
 

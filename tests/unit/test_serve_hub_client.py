@@ -15,7 +15,7 @@ from support.serving import live_server
 
 PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
 QUESTION = "What number is written here?"
-MODEL = "qvl/digits"
+MODEL = "qvl/tiny"
 KEY = "key-of-a-test"
 SCHEMA = {
     "type": "object",

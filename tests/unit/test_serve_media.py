@@ -31,7 +31,7 @@ def media():
 
 @pytest.fixture(scope="module")
 def processor():
-    return Qwen2_5_VLProcessor.from_pretrained("qvl/digits")
+    return Qwen2_5_VLProcessor.from_pretrained("qvl/tiny")
 
 
 def request(data, kind="image", most_tokens=None, **options):
@@ -237,7 +237,7 @@ def test_more_frames_than_a_request_may_take(media, tmp_path):
 
 
 def test_a_worker_counts_tokens_itself():
-    decoder, data = Decoder(str(resolve("qvl/digits")), Limits()), io.BytesIO(encoded(photo()))
+    decoder, data = Decoder(str(resolve("qvl/tiny")), Limits()), io.BytesIO(encoded(photo()))
     task = Task("image", "PNG", {})
     tokens = decoder.measure(task, data)[0].tokens
     data.seek(0)
@@ -333,7 +333,7 @@ def test_broken_files_give_plain_reasons(media, tmp_path):
 
 
 def test_a_picture_is_opened_as_what_it_was_recognised_as_and_nothing_else():
-    decoder = Decoder(str(resolve("qvl/digits")), Limits())
+    decoder = Decoder(str(resolve("qvl/tiny")), Limits())
     for kind in ("PNG", "TIFF", "PPM"):
         with pytest.raises(MediaDecodeError, match="the picture is broken"):
             decoder.measure(Task("image", "JPEG", {}), io.BytesIO(encoded(photo(), kind)))
@@ -367,7 +367,7 @@ def test_what_all_requests_hold_is_bounded():
 
 def test_pdf_without_its_reader(monkeypatch):
     monkeypatch.setitem(sys.modules, "pypdfium2", None)
-    decoder = Decoder(str(resolve("qvl/digits")), Limits())
+    decoder = Decoder(str(resolve("qvl/tiny")), Limits())
     with pytest.raises(MediaError, match=r'pip install "qvl\[pdf\]"'):
         decoder.measure(Task("file", "PDF", {}), io.BytesIO(b"%PDF-1.4"))
 

@@ -212,7 +212,7 @@ def test_a_worker_ends_with_its_server_though_it_is_at_work():
         "worker._answer = lambda *_: time.sleep(60)\n"
         "worker.main()\n"
     )
-    settings = {"folder": str(resolve("qvl/digits")), "limits": asdict(Limits())}
+    settings = {"folder": str(resolve("qvl/tiny")), "limits": asdict(Limits())}
     ours, theirs = socket.socketpair()
     with ours, theirs:
         arguments = [str(theirs.fileno()), json.dumps(settings)]
@@ -232,7 +232,7 @@ def test_workers_end_with_their_server():
         "from qvl.serve.media.service import MediaService\n"
         "from qvl.serve.settings import ServeSettings\n"
         "async def main():\n"
-        "    service = MediaService(ServeSettings(), 'qvl/digits')\n"
+        "    service = MediaService(ServeSettings(), 'qvl/tiny')\n"
         "    await service.start()\n"
         "    print(*service._pool.pids, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -249,7 +249,7 @@ def test_nothing_is_left_behind():
     """No process, no zombie, no descriptor and no file in shared memory, whatever happened meanwhile."""
 
     async def life():
-        service = MediaService(ServeSettings(media_workers=2, access=Access(media_root="/tmp")), "qvl/digits")
+        service = MediaService(ServeSettings(media_workers=2, access=Access(media_root="/tmp")), "qvl/tiny")
         assert not service.alive
         await service.start()
         pids = service._pool.pids
@@ -288,7 +288,7 @@ def test_nothing_is_left_behind():
 )
 def test_settings_that_cannot_be(wrong):
     before = set(os.listdir("/proc/self/fd"))
-    service = MediaService(ServeSettings(access=Access(**wrong)), "qvl/digits")
+    service = MediaService(ServeSettings(access=Access(**wrong)), "qvl/tiny")
     with pytest.raises(InputError, match=r"is not a folder|is no host"):
         asyncio.run(service.start())
     assert not service.alive and set(os.listdir("/proc/self/fd")) == before

@@ -245,8 +245,8 @@ class TestAsking:
         assert f"{len(prompt.token_ids)} tokens read" in facts
         assert re.search(r"[\d.]+ tokens/s", facts)
         assert re.search(r"first after [\d.]+ s", facts)
-        assert page.text("#model") == "qvl/digits"
-        assert page.driver.title.startswith("qvl/digits")
+        assert page.text("#model") == "qvl/tiny"
+        assert page.driver.title.startswith("qvl/tiny")
 
     def test_the_cost_is_known_before_and_true(self, page, engine, picture):
         page.choose(picture, picture)

@@ -22,13 +22,13 @@ def backend(said: Any) -> Any:
     return replace(fake_backend(said, media=False), media=FakeMedia(pages=2))
 
 
-def ask(said: Any = "Hello there", **body: Any) -> tuple[int, dict[str, Any]]:
+def ask(said: Any = "You there", **body: Any) -> tuple[int, dict[str, Any]]:
     with client(backend(said)) as http:
         answer = http.post("/v1/responses", json=body)
     return answer.status_code, answer.json()
 
 
-def events(said: Any = "Hello there", **body: Any) -> list[dict[str, Any]]:
+def events(said: Any = "You there", **body: Any) -> list[dict[str, Any]]:
     with client(backend(said)) as http:
         text = http.post("/v1/responses", json={"input": "Hi", **body, "stream": True}).text
     blocks = [block.split("\n") for block in text.strip().split("\n\n")]
@@ -56,7 +56,7 @@ def test_an_answer() -> None:
     (item,) = answer["output"]
     assert status == 200 and answer["object"] == "response" and answer["status"] == "completed"
     assert item["content"] == [
-        {"type": "output_text", "text": "Hello there", "annotations": [], "logprobs": []}
+        {"type": "output_text", "text": "You there", "annotations": [], "logprobs": []}
     ]
     assert item["role"] == "assistant" and item["id"].startswith("msg_") and item["status"] == "completed"
     assert answer["store"] is False and answer["error"] is None and answer["incomplete_details"] is None
@@ -169,9 +169,7 @@ def test_events_of_a_text() -> None:
         "response.completed",
     ]
     assert found[0]["response"]["status"] == "in_progress" and found[0]["response"]["output"] == []
-    assert [event["delta"] for event in found[4:6]] == ["Hello", " there"] and found[6][
-        "text"
-    ] == "Hello there"
+    assert [event["delta"] for event in found[4:6]] == ["You", " there"] and found[6]["text"] == "You there"
     assert (
         found[-1]["response"]["output"] == [found[-2]["item"]]
         and found[-1]["response"]["usage"]["output_tokens"] == 3
@@ -196,7 +194,7 @@ def test_events_of_a_call() -> None:
 
 
 def test_an_answer_that_breaks_off() -> None:
-    ids = bundled_processor().tokenizer.encode("Hello there")
+    ids = bundled_processor().tokenizer.encode("You there")
     found = events([*ids, RuntimeError("secret")])
     assert found[-1]["type"] == "response.failed" and found[-1]["response"]["status"] == "failed"
     assert found[-1]["response"]["error"]["code"] == "server_error" and "secret" not in json.dumps(found)
@@ -219,7 +217,7 @@ def test_a_schema() -> None:
 def test_log_probabilities() -> None:
     _, answer = ask(input="Hi", include=["message.output_text.logprobs"], top_logprobs=2)
     tokens = answer["output"][0]["content"][0]["logprobs"]
-    assert [token["token"] for token in tokens] == ["Hello", " there"] and len(tokens[0]["top_logprobs"]) == 2
+    assert [token["token"] for token in tokens] == ["You", " there"] and len(tokens[0]["top_logprobs"]) == 2
     streamed = events(top_logprobs=2)
     assert [e["logprobs"] for e in streamed if e["type"] == "response.output_text.delta"] == [
         [t] for t in tokens

@@ -42,7 +42,8 @@ def test_a_conversation() -> None:
 
 def test_a_prompt() -> None:
     _, answer = ask(prompt="<|im_start|>Hi", return_token_strs=True)
-    assert answer["tokens"][0] == 481 and answer["token_strs"][0] == "<|im_start|>"
+    start = bundled_processor().tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert answer["tokens"][0] == start and answer["token_strs"][0] == "<|im_start|>"
     assert ask(prompt="Hi", return_tokens=False)[1]["tokens"] is None
 
 
@@ -72,7 +73,7 @@ def test_tools_count() -> None:
 
 
 def test_a_body_of_chat_completions_is_welcome() -> None:
-    body = {"model": "qvl/digits", "stream": True, "max_tokens": 5, "temperature": 1, "stop": "x", "n": 2}
+    body = {"model": "qvl/tiny", "stream": True, "max_tokens": 5, "temperature": 1, "stop": "x", "n": 2}
     assert ask(**CHAT, **body, user="me", response_format={"type": "text"})[0] == 200
 
 
@@ -96,7 +97,7 @@ def test_what_is_wrong_is_named(body: dict[str, Any], param: Any) -> None:
 def test_models() -> None:
     with client(fake_backend("x", served_name="digits")) as http:
         listed, found = http.get("/v1/models").json(), http.get("/v1/models/digits").json()
-        assert http.get("/v1/models/qvl/digits").status_code == 200, "the checkpoint's own name"
+        assert http.get("/v1/models/qvl/tiny").status_code == 200, "the checkpoint's own name"
         missing = http.get("/v1/models/gpt-4o")
         chat = http.post("/v1/chat/completions", json={**CHAT, "model": "digits"})
     assert listed["data"] == [found] and found["id"] == "digits" and found["max_model_len"] == 32768

@@ -343,7 +343,10 @@ def test_a_strict_tool_is_called_as_its_schema_says() -> None:
     }
 
     def stubborn(prompt: Any) -> Any:
-        return bundled_processor().tokenizer.encode(said + ' "} 1' * 100)
+        encode = bundled_processor().tokenizer.encode
+        # Each by itself: '"}' is one token, and would not end a string that another field follows.
+        marks = [token for mark in ' "} 1' for token in encode(mark)]
+        return encode(said) + marks * 100
 
     with client(fake_backend(stubborn)) as http:
         answer = http.post(

@@ -20,9 +20,9 @@ HEAVY = COMPILER | OTHERS | MEDIA
 
 IMPORT = "import qvl"
 MODEL = (
-    "from qvl import Qwen2_5_VLForConditionalGeneration as Model; model = Model.from_pretrained('qvl/digits')"
+    "from qvl import Qwen2_5_VLForConditionalGeneration as Model; model = Model.from_pretrained('qvl/tiny')"
 )
-PROCESSOR = "from qvl import AutoProcessor; processor = AutoProcessor.from_pretrained('qvl/digits')"
+PROCESSOR = "from qvl import AutoProcessor; processor = AutoProcessor.from_pretrained('qvl/tiny')"
 INPUTS = (
     f"content = [dict(type='image', path={str(PICTURE)!r}), dict(type='text', text={QUESTION!r})]\n"
     "inputs = processor.apply_chat_template([dict(role='user', content=content)], tokenize=True, "

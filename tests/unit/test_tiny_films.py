@@ -296,8 +296,8 @@ def test_all_words_of_films_are_in_the_text_for_the_tokenizer(task):
 
 @pytest.fixture(scope="module")
 def encoder():
-    processor = Qwen2_5_VLProcessor.from_pretrained("qvl/digits", min_pixels=56 * 56, max_pixels=84 * 84)
-    config = AutoConfig.from_pretrained("qvl/digits")
+    processor = Qwen2_5_VLProcessor.from_pretrained("qvl/tiny", min_pixels=56 * 56, max_pixels=84 * 84)
+    config = AutoConfig.from_pretrained("qvl/tiny")
     assert config.vision_config.tokens_per_second == 2
     return Encoder(processor, config)
 

@@ -27,7 +27,7 @@ from qvl.train.data.settings import DataSettings
 from qvl.train.settings import TrainSettings
 from support.media import photo
 
-MODEL = "qvl/digits"
+MODEL = "qvl/tiny"
 QUICK = ("--batch", 2, "--warm-up", 0, "--workers", 0, "--learning-rate", 1e-3)
 
 

@@ -57,7 +57,7 @@ class Loading:
 
     def announce(self) -> None:
         if self.model is None:
-            say(f"qvl: using the bundled model {self.name}, a reader of digits; --model names another")
+            say(f"qvl: using the small bundled model {self.name}; --model names another")
 
 
 @dataclass(frozen=True)

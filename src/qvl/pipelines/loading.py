@@ -69,9 +69,7 @@ def pipeline(
         raise InputError("device and device_map exclude each other; give one of them")
     if model is None:
         model = next(iter(BUNDLED))
-        logger.warning(
-            "no model was given: using %s, the small one that comes with qvl and reads digits", model
-        )
+        logger.warning("no model was given: using %s, the small one that comes with qvl", model)
     where = {name: value for name, value in (("revision", revision), ("token", token)) if value is not None}
     assistant = kwargs.get("assistant_model")
     ready = _processor(model, processor, tokenizer, image_processor, where)

@@ -57,7 +57,7 @@ class Access:
 class ServeSettings:
     """All settings of one server."""
 
-    model: str = "qvl/digits"
+    model: str = "qvl/tiny"
     served_name: str | None = None  # what `/v1/models` says; None: ``model``
     host: str = "127.0.0.1"
     port: int = 8000
