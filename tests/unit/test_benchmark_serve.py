@@ -14,7 +14,7 @@ from benchmarks.rounds import Measurement, Run
 from benchmarks.served import BATCHED, QVL
 from benchmarks.streams import Answer, Chat, question, together
 from benchmarks.targets import held_against
-from support.serving import ScriptedEngine, fake_backend, live_server
+from support.serving import ScriptedEngine, bundled_processor, fake_backend, live_server
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,9 +60,10 @@ def test_gaps_are_those_that_reach_into_the_time():
 def test_every_number_has_a_word_and_no_text_is_cut_otherwise():
     contents = json.loads((BUNDLED / "tokenizer.json").read_text(encoding="utf-8"))
     before = Tokenizer.from_str(json.dumps(contents))
-    served.add_words(contents, 700)
+    first = before.get_vocab_size()
+    served.add_words(contents, first + 198)
     after = Tokenizer.from_str(json.dumps(contents))
-    words = [after.decode([number], skip_special_tokens=False) for number in range(502, 700)]
+    words = [after.decode([number], skip_special_tokens=False) for number in range(first, first + 198)]
     assert len(set(words)) == 198 and all(word.strip() and word.endswith(" ") for word in words)
     text = "<|im_start|>user\nWhat number is aaaa written <|image_pad|> here? 42<|im_end|>"
     assert after.encode(text).ids == before.encode(text).ids
@@ -78,7 +79,10 @@ def asked_of(backend, tokens: int, **more) -> Answer:
         return together(lambda client: chat.ask(client, question("one"), tokens, **more))
 
 
-WORDS = [464, 471, 472, 473, 474, 475, 476, 477, 478, 479]  # ordinary tokens, each shown at once
+# Ordinary tokens, each shown at once, and one that is never shown.
+WORDS = bundled_processor().tokenizer.encode(" red green blue circle square star first second left right")
+HIDDEN = bundled_processor().tokenizer.convert_tokens_to_ids("<|object_ref_start|>")
+assert len(WORDS) == 10
 
 
 def test_a_client_sees_when_tokens_arrive():
@@ -99,7 +103,7 @@ def test_a_client_that_has_enough_leaves():
 
 @pytest.mark.parametrize(
     ("script", "reason"),
-    [(WORDS[:3], "asked for 6 tokens, got 3, ended by"), ([483] * 6, "6 tokens arrived in 0 pieces")],
+    [(WORDS[:3], "asked for 6 tokens, got 3, ended by"), ([HIDDEN] * 6, "6 tokens arrived in 0 pieces")],
     ids=["short", "silent"],
 )
 def test_an_answer_that_is_not_what_was_asked_for_is_no_measurement(script, reason):
@@ -209,5 +213,7 @@ def test_a_loop_around_generate_says_the_same():
                 return await chat.ask_all(client, questions, 8)
 
             said[name] = [a.text for a in together(ask)]
-    assert said[QVL] == said[BATCHED]
+    # A character that the last token leaves unfinished: the peer shows a mark for it, qvl nothing.
+    unfinished = "\N{REPLACEMENT CHARACTER}"
+    assert said[QVL] == [text.removesuffix(unfinished) for text in said[BATCHED]]
     assert all(len(text.split()) >= 4 for text in said[QVL])

@@ -8,14 +8,26 @@ import torch
 from qvl.serve.jobs import Usage
 from qvl.serve.tokentext import Detokenizer, StopTexts, TokenTable
 from qvl.types import SamplingParams
-from support.serving import ScriptedEngine, bundled_processor, fake_backend, job, run_jobs, text_prompt
+from support.serving import (
+    VOCAB,
+    ScriptedEngine,
+    bundled_processor,
+    fake_backend,
+    job,
+    run_jobs,
+    text_prompt,
+)
 
 TEXTS = ("Größe, naïve, 你好世界, こんにちは", "🙂 emoji 👨‍👩‍👧 and\n\n\ttabs", "plain words 123", "")
-EOS = 482
 
 
 def tokenizer():
     return bundled_processor().tokenizer
+
+
+def token(content):
+    """The id of an added token."""
+    return tokenizer().convert_tokens_to_ids(content)
 
 
 def answer(script, one=None, *, per_step=1):
@@ -29,24 +41,29 @@ class TestDetokenizer:
     @pytest.mark.parametrize("text", TEXTS, ids=["accents", "emoji", "ascii", "empty"])
     @pytest.mark.parametrize("special", [False, True], ids=["hidden", "shown"])
     def test_pieces_are_whole_and_make_the_tokenizers_text(self, text, special):
-        ids = [*tokenizer().encode(text), 481, *tokenizer().encode(text), 494]
+        ids = [
+            *tokenizer().encode(text),
+            token("<|im_start|>"),
+            *tokenizer().encode(text),
+            token("<tool_call>"),
+        ]
         detokenizer = Detokenizer(TokenTable(tokenizer()), special=special)
-        pieces = [detokenizer.add(token) for token in ids]
+        pieces = [detokenizer.add(number) for number in ids]
         assert "".join(pieces) == tokenizer().decode(ids, skip_special_tokens=not special)
         assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
     def test_random_tokens_read_as_the_tokenizer_reads_them(self):
         draw = random.Random(0)
         for _ in range(50):
-            ids = [draw.randrange(512) for _ in range(20)] + tokenizer().encode("end")
+            ids = [draw.randrange(VOCAB) for _ in range(20)] + tokenizer().encode("end")
             detokenizer = Detokenizer(TokenTable(tokenizer()), special=True)
             assert "".join(map(detokenizer.add, ids)) == tokenizer().decode(ids)
 
     def test_every_token_is_the_bytes_that_it_decodes_to(self):
         table = TokenTable(tokenizer())
-        for token in range(len(tokenizer())):
-            assert table.data(token).decode(errors="replace") == tokenizer().decode([token])
-        assert table.data(511) == b""  # a row of the model that no token has
+        for number in range(len(tokenizer())):
+            assert table.data(number).decode(errors="replace") == tokenizer().decode([number])
+        assert table.data(VOCAB - 1) == b""  # a row of the model that no token has
 
 
 class TestStopTexts:
@@ -112,7 +129,7 @@ class TestStops:
         assert text == "x"
 
     def test_a_special_token_may_be_named_as_a_stop_text(self):
-        ids = [*tokenizer().encode("a"), 481, *tokenizer().encode("b")]
+        ids = [*tokenizer().encode("a"), token("<|im_start|>"), *tokenizer().encode("b")]
         text, pieces = answer(ids, job(stops=("<|im_start|>",)))
         assert text == "a" and pieces[-1].stop == "<|im_start|>"
         assert answer(ids, job(stops=("<|im_start|>",), special=True))[0] == "a"
@@ -128,7 +145,7 @@ class TestLogprobs:
         _, pieces = answer("12", job(logprobs=3))
         (entry,) = pieces[0].logprobs
         one = tokenizer().encode("1")[0]
-        logits = torch.zeros(512)
+        logits = torch.zeros(VOCAB)
         logits[one] = 10.0
         expected = torch.log_softmax(logits, -1)
         assert (entry.token_id, entry.data) == (one, b"1")
@@ -207,4 +224,7 @@ class TestEnds:
 
     def test_every_token_is_reported_once(self):
         _, pieces = answer("one ## two", job(stops=("###",)), per_step=2)
-        assert [t for piece in pieces for t in piece.token_ids] == [*tokenizer().encode("one ## two"), EOS]
+        assert [t for piece in pieces for t in piece.token_ids] == [
+            *tokenizer().encode("one ## two"),
+            token("<|im_end|>"),
+        ]

@@ -2,15 +2,21 @@
 
 import pytest
 
-from support.serving import client, model_backend
+from support.serving import bundled_config, client, model_backend
 
 TOKENS = 600
-BYTES_OF_ONE = 1152  # keys and values of the bundled model in float32
+
+
+def bytes_of_one():
+    """Of the keys and values of one token, in float32."""
+    text = bundled_config().text_config
+    width = text.hidden_size // text.num_attention_heads
+    return text.num_hidden_layers * 2 * text.num_key_value_heads * width * 4
 
 
 @pytest.fixture(scope="module")
 def asking():
-    with client(model_backend(kv_memory=TOKENS * BYTES_OF_ONE, log_requests=False)) as testing:
+    with client(model_backend(kv_memory=TOKENS * bytes_of_one(), log_requests=False)) as testing:
         yield testing
 
 

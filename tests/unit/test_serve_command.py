@@ -21,6 +21,7 @@ import typer
 from qvl.cli.serve_options import NOT_HERE, OPTIONS, make_settings
 from qvl.cli.setting_options import parse_size, shown_size
 from qvl.serve.settings import Access, Limits, ServeSettings
+from support.serving import bundled_generation
 
 MIB = 2**20
 ONE_DIGIT = Path(__file__).parents[2] / "examples" / "pictures" / "one_digit.png"
@@ -198,7 +199,7 @@ class Process:
             "prompt": "1 2 3",
             "max_tokens": tokens,
             "stream": True,
-            "logit_bias": {"482": -100, "480": -100},
+            "logit_bias": {str(end): -100 for end in bundled_generation().eos_token_ids},
         }
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from qvl.types import SamplingParams
-from support.serving import chat_prompt, collect, job, model_backend
+from support.serving import bundled_generation, chat_prompt, collect, job, model_backend
 
 PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
-QUESTIONS = ("What number is written here?", "How many digits are there?", "1 2 3 4", "Hello, what is this?")
+QUESTIONS = ("What number is written here?", "Which digits are shown?", "1 2 3 4", "What is written here?")
 
 
 def pictures():
@@ -23,10 +23,10 @@ def mixed_jobs():
     """32 greedy jobs: with and without pictures, short and long, with log probabilities and stop texts."""
     images = pictures()
     prompts = [
-        chat_prompt(QUESTIONS[i % len(QUESTIONS)] + "!" * (i % 7), *images[i % 5 : i % 5 + i % 3])
+        chat_prompt(QUESTIONS[i % len(QUESTIONS)] + "?" * (i % 7), *images[i % 5 : i % 5 + i % 3])
         for i in range(32)
     ]
-    eos = (482, 480)
+    eos = bundled_generation().eos_token_ids
     jobs = []
     for i, prompt in enumerate(prompts):
         params = SamplingParams(max_new_tokens=8 + 5 * (i % 9), eos_token_ids=() if i % 4 == 3 else eos)
@@ -38,7 +38,7 @@ def mixed_jobs():
                 params=params,
                 client=f"client {i % 3}",
                 logprobs=2 if i % 6 == 1 else None,
-                stops=("3",) if i % 8 == 5 else (),
+                stops=("tell", "5") if i % 8 == 5 else (),
                 repetition_tokens=24 if i % 4 == 3 else 0,
             )
         )
