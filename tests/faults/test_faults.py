@@ -97,7 +97,8 @@ def options(root: Path, port: int) -> list[str]:
         "max-sequences": AT_ONCE,
         "dtype": "float32",  # in bfloat16 who else is in the batch moves the last digits of an answer
         "kv-memory": "960K",
-        "vision-memory": "100K",
+        "vision-memory": "100K",  # four pictures
+        "max-pixels": 28_224,
         "media-workers": WORKERS,
         "media-root": root,
         "allow-host": f"127.0.0.1:{port}",

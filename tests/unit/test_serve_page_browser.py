@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from PIL import Image, ImageDraw, features
@@ -15,8 +16,11 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from qvl.auto import AutoProcessor
 from qvl.processing.grounding import find_shapes
-from support.serving import ScriptedEngine, bundled_processor, fake_backend, live_server
+from qvl.serve.counted import CountedMedia
+from qvl.serve.media.service import MediaService
+from support.serving import MODEL, ScriptedEngine, bundled_processor, fake_backend, live_server
 from support.video import write_video
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -28,8 +32,9 @@ pytestmark = pytest.mark.skipif(
 WAIT = 60.0  # seconds for what should happen at once, on a machine that does other things too
 SIZE = (1100, 900)
 PHONE = (390, 780)
-# In pixels of what the small model sees: it makes 224 x 112 of the 400 x 200 of `picture`.
-BOXES = '[{"bbox_2d": [56, 28, 140, 84], "label": "four"}, {"point_2d": [196, 28], "label": "dot"}]'
+MOST_PIXELS = 112 * 84
+# In pixels of what the model sees: with MOST_PIXELS 112 x 56 are made of the 400 x 200 of `picture`.
+BOXES = '[{"bbox_2d": [28, 14, 70, 42], "label": "four"}, {"point_2d": [98, 14], "label": "dot"}]'
 MARKDOWN = """# Title
 
 Some **bold**, *soft* and `code` with [a link](https://example.org/a) and ![a picture](https://example.org/b.png).
@@ -49,7 +54,7 @@ Some **bold**, *soft* and `code` with [a link](https://example.org/a) and ![a pi
 print("hi")
 ```
 """
-WIDE_BOX = '[{"bbox_2d": [120, 28, 140, 84], "label": "' + "a long name " * 12 + '"}]'
+WIDE_BOX = '[{"bbox_2d": [60, 14, 70, 42], "label": "' + "a long name " * 12 + '"}]'
 LONG = "W" * 300 + "\n\n|" + " wide |" * 40 + "\n|" + "---|" * 40 + "\n|" + " cell |" * 40
 # What the last question has in it -> what is answered.
 ANSWERS = {
@@ -165,8 +170,14 @@ def engine():
 
 
 @pytest.fixture(scope="module")
-def server(engine):
-    with live_server(fake_backend(engine=engine)) as live:
+def server(engine, tmp_path_factory):
+    """Whose model sees much less than people do: otherwise places in pictures would need no mapping."""
+    folder = str(tmp_path_factory.mktemp("processor"))
+    processor = AutoProcessor.from_pretrained(MODEL, max_pixels=MOST_PIXELS)
+    processor.save_pretrained(folder)
+    backend = fake_backend(engine=engine)
+    media = CountedMedia(MediaService(backend.settings, folder), backend.metrics)
+    with live_server(replace(backend, processor=processor, media=media)) as live:
         yield live
 
 
@@ -569,14 +580,14 @@ class TestBoxes:
             self.ask(page, picture)
             across, down = self.sizes(page, engine)
             assert (across, down) != (1, 1)  # or nothing would be mapped
-            x1, y1, x2, y2 = 56 * across, 28 * down, 140 * across, 84 * down
+            x1, y1, x2, y2 = 28 * across, 14 * down, 70 * across, 42 * down
             shot = page.screenshot()
             middle_x, middle_y = (x1 + x2) / 2, (y1 + y2) / 2
             for x, y in ((x1, middle_y), (x2, middle_y), (middle_x, y1), (middle_x, y2)):
                 assert pixel(page, shot, x, y) == RED, (x, y)
             for x, y in ((middle_x, middle_y), (x1 - 8, middle_y), (x2 + 8, middle_y), (middle_x, y2 + 8)):
                 assert pixel(page, shot, x, y) == PAPER, (x, y)
-            assert pixel(page, shot, 196 * across, 28 * down) == BLUE
+            assert pixel(page, shot, 98 * across, 14 * down) == BLUE
             assert page.text(".name") == "four"
             listed = page.text(".legend-row")
             assert all(str(round(value)) in listed for value in (x1, y1, x2, y2))
@@ -604,7 +615,7 @@ class TestBoxes:
         ) == [400, 200]
         across, down = self.sizes(page, engine)
         shot = page.screenshot()
-        assert pixel(page, shot, 56 * across, 56 * down) == RED
+        assert pixel(page, shot, 28 * across, 28 * down) == RED
         assert sum(pixel(page, shot, 380, 100)) < 150  # the dark part is on the right
 
     def test_the_list_says_it_in_words_and_points(self, page, engine, picture):
@@ -619,8 +630,8 @@ class TestBoxes:
         across, down = self.sizes(page, engine)
         box, dot = json.loads(page.later("return navigator.clipboard.readText()"))
         assert box["label"] == "four"
-        assert box["box"] == pytest.approx([56 * across, 28 * down, 140 * across, 84 * down], abs=0.06)
-        assert dot["point"] == pytest.approx([196 * across, 28 * down], abs=0.06)
+        assert box["box"] == pytest.approx([28 * across, 14 * down, 70 * across, 42 * down], abs=0.06)
+        assert dot["point"] == pytest.approx([98 * across, 14 * down], abs=0.06)
 
     def test_of_several_pictures_one_can_be_chosen(self, page, engine, picture, tmp_path):
         Image.new("RGB", (56, 56), (200, 120, 120)).save(tmp_path / "small.png")
