@@ -176,7 +176,7 @@ def hurried(rng: random.Random, question: str) -> str:
 def draw_motion(rng: random.Random, held_out: bool) -> Lesson:
     """One thing moves evenly along a side of the picture, or not at all; another may rest beside its way."""
     film, direction = motion_film(rng, held_out)
-    question = rng.choice(MOTION_QUESTIONS).format(thing=_called(rng, film.looks))
+    question = rng.choice(MOTION_QUESTIONS).format(thing=called(rng, film.looks))
     kind = "motion, alone" if len(film.looks) == 1 else "motion, beside another"
     return Lesson(
         "motion", conversation(rng, film, question, direction), direction, kind=kind, expected=direction
@@ -236,7 +236,7 @@ def _beside(rng: random.Random, look: Look, way: list[Thing], height: int, width
     return None if place is None else Thing(look, size, *place)
 
 
-def _called(rng: random.Random, looks: Sequence[Look]) -> str:
+def called(rng: random.Random, looks: Sequence[Look]) -> str:
     """The name of the first, with its colour where the shape alone would also mean another."""
     needed = any(look.shape == looks[0].shape for look in looks[1:])
     return looks[0].name if needed or rng.random() < 0.5 else looks[0].shape
@@ -248,11 +248,11 @@ def draw_order(rng: random.Random, held_out: bool) -> Lesson:
     """
     looks = draw_looks(rng, 2, held_out)
     rng.shuffle(looks)
-    things, ground_HWC = _placed(rng, looks)
+    things, ground_HWC = placed(rng, looks)
     frames = rng.choice(ORDER_FRAMES)
     appear = rng.random() < 0.65
     spans = _spans(rng, frames, appear)
-    film = Film(_frames(ground_HWC, things, spans, frames), rng.choice(ORDER_RATES), tuple(looks))
+    film = Film(filmed(ground_HWC, things, spans, frames), rng.choice(ORDER_RATES), tuple(looks))
     last = rng.random() < 0.5
     wordings = (COMES_FIRST, COMES_LAST, GOES_FIRST, GOES_LAST)[2 * (not appear) + last]
     names = [look.name for look in looks]
@@ -280,7 +280,7 @@ def _two_moments(rng: random.Random, frames: int) -> tuple[int, int]:
             return early, late
 
 
-def _placed(rng: random.Random, looks: list[Look], spare: tuple[str, ...] = ()) -> tuple[list[Thing], Any]:
+def placed(rng: random.Random, looks: list[Look], spare: tuple[str, ...] = ()) -> tuple[list[Thing], Any]:
     """Things with ``looks`` that do not touch, and a backdrop for them and for the ``spare`` colours."""
     height, width = rng.choice(SIZES)
     things: list[Thing] = []
@@ -291,7 +291,7 @@ def _placed(rng: random.Random, looks: list[Look], spare: tuple[str, ...] = ()) 
     return things, backdrop(rng, height, width, [*(look.colour for look in looks), *spare])
 
 
-def _frames(
+def filmed(
     ground_HWC: np.ndarray, things: list[Thing], spans: list[tuple[int, int]], frames: int
 ) -> np.ndarray:
     """uint8 (T, H, W, C): thing k is there in the frames [start, end) of span k."""
@@ -312,7 +312,7 @@ def draw_when(rng: random.Random, held_out: bool) -> Lesson:
     film, event, seconds = when_film(rng, held_out)
     before = film.looks[:-1] if event == "changes" else film.looks
     wording = rng.choice(WHEN_QUESTIONS[event])
-    question = wording.format(thing=_called(rng, before), new=film.looks[-1].colour)
+    question = wording.format(thing=called(rng, before), new=film.looks[-1].colour)
     answer = f"{seconds:.1f} seconds"
     messages = conversation(rng, film, question, answer)
     return Lesson("when", messages, answer, kind=f"when, {event}", expected=seconds)
@@ -326,7 +326,7 @@ def when_film(rng: random.Random, held_out: bool) -> tuple[Film, str, float]:
     event = rng.choice(tuple(WHEN_QUESTIONS))
     looks = draw_looks(rng, 2 if rng.random() < 0.3 else 1, held_out)
     turned = Look(rng.choice(_other_colours(looks, held_out)), looks[0].shape)
-    (thing, *others), ground_HWC = _placed(rng, looks, (turned.colour,))
+    (thing, *others), ground_HWC = placed(rng, looks, (turned.colour,))
     before, after = _event(event, thing, turned)
     pictures = [painted(ground_HWC, [*others, *things]) for things in (before, after)]
     frames_THWC = np.stack([pictures[index >= frame] for index in range(2 * steps)])

@@ -20,6 +20,7 @@ TASKS = (
     "motion",  # which way a thing moves in a film
     "order",  # which of two things comes first in a film
     "when",  # at how many seconds something happens in a film
+    "talk",  # several of these, about one picture or film
     "unknown",  # what it was not taught
 )
 COLOURS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from examples.tiny import films, stills, untaught
+from examples.tiny import films, stills, talks, untaught
 from examples.tiny.lesson import Lesson
 from examples.tiny.reader import MarkedSample, marked
 from qvl.train.encode import Encoder
@@ -13,24 +13,25 @@ from qvl.train.encode import Encoder
 FILMS = ("motion", "order", "when")
 # How often each task is drawn in training: what is hard more often.
 SHARES: Mapping[str, float] = {
-    "text": 0.20,
-    "page": 0.18,
-    "digits": 0.09,
-    "name": 0.04,
-    "count": 0.10,
-    "find": 0.12,
-    "compare": 0.08,
-    "motion": 0.05,
+    "text": 0.15,
+    "page": 0.15,
+    "digits": 0.08,
+    "name": 0.03,
+    "count": 0.06,
+    "find": 0.08,
+    "compare": 0.09,
+    "motion": 0.04,
     "order": 0.04,
-    "when": 0.07,
+    "when": 0.05,
+    "talk": 0.20,
     "unknown": 0.03,
 }
 
 
 def draw(task: str, rng: random.Random, held_out: bool = False) -> Lesson:
     """A lesson of any task, a function of ``rng`` alone."""
-    if task == "unknown":
-        return untaught.draw(rng, held_out)
+    if task in ("talk", "unknown"):
+        return (talks if task == "talk" else untaught).draw(rng, held_out)
     return (films if task in FILMS else stills).draw(task, rng, held_out)
 
 

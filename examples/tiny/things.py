@@ -146,14 +146,14 @@ def find_lesson(rng: random.Random, held_out: bool) -> Lesson:
     things = place(kinds, size, rng)
     picture = drawing.wear(show(things, size, rng, held_out), rng)
     sought = rng.choice(things)
-    label = rng.choice(_labels(sought, things))
+    label = rng.choice(labels(sought, things))
     answer = box_answer(resized_box(sought.box, size), label)
     marks = tuple(thing.mark for thing in things)
     messages = conversation([picture], ask("find", rng, thing=label), answer)
     return Lesson("find", messages, answer, (marks,), f"find, of {wanted}", sought.box)
 
 
-def _labels(sought: Thing, things: Sequence[Thing]) -> list[str]:
+def labels(sought: Thing, things: Sequence[Thing]) -> list[str]:
     """What the thing may be called without being taken for another."""
     labels = [f"{sought.colour} {sought.shape}"] * 2
     if sum(thing.shape == sought.shape for thing in things) == 1:
