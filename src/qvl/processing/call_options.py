@@ -10,6 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from qvl.errors import InputError, InputTypeError
@@ -32,9 +33,13 @@ class CallOptions:
 
 def parameters(function: Callable[..., Any], *left_out: str) -> frozenset[str]:
     """The names of a function's arguments that can be given by name, without ``left_out`` and ``**``."""
+    return _named(getattr(function, "__func__", function)) - {"self", *left_out}
+
+
+@lru_cache(maxsize=64)  # looked up in every call; a method's function, as the method would keep its object alive
+def _named(function: Callable[..., Any]) -> frozenset[str]:
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = inspect.signature(function).parameters.values()
-    return frozenset(p.name for p in found if p.kind in named) - {"self", *left_out}
+    return frozenset(p.name for p in inspect.signature(function).parameters.values() if p.kind in named)
 
 
 def sort_options(given: Mapping[str, Any], known: Mapping[str, frozenset[str]]) -> CallOptions:
