@@ -18,7 +18,7 @@ from examples.tiny.lesson import COLOURS, SHAPES, Lesson
 from examples.tiny.things import Kind, Thing, any_kind, labels, place, resized_box, roomy_size, show
 from examples.tiny.wordings import ask, box_answer, conversation, plural
 
-MOST_QUESTIONS = 5
+MOST_QUESTIONS = 6
 Turn = tuple[str, str]  # question and answer
 
 
@@ -28,7 +28,7 @@ def draw(rng: random.Random, held_out: bool = False) -> Lesson:
 
 
 def scene_talk(rng: random.Random, held_out: bool) -> Lesson:
-    """Three to six things, some of one kind: where they are and how many there are."""
+    """Two to six things, some of one kind: what they are, where and how many."""
     kinds = _kinds(rng)
     size = roomy_size(len(kinds), rng)
     things = place(kinds, size, rng)
@@ -36,6 +36,7 @@ def scene_talk(rng: random.Random, held_out: bool) -> Lesson:
     turns = [
         _where(thing, things, size, rng) for thing in things if kinds.count((thing.shape, thing.colour)) == 1
     ]
+    turns += [turn for thing in things for turn in _what(thing, things, rng)]
     turns += [_how_many(kinds, rng) for _ in range(3)]
     (question, answer), *more = rng.sample(turns, min(len(turns), rng.randint(2, MOST_QUESTIONS)))
     messages = _continued(conversation([picture], question, answer), more)
@@ -48,15 +49,25 @@ def scene_talk(rng: random.Random, held_out: bool) -> Lesson:
 def _kinds(rng: random.Random) -> list[Kind]:
     """What is in the picture. Few shapes and colours, so that each comes more than once."""
     shapes, colours = rng.sample(SHAPES, rng.randint(2, 4)), rng.sample([*COLOURS], rng.randint(2, 4))
-    few = rng.random() < 0.6
+    few = rng.random() < 0.5
     return [
-        (rng.choice(shapes), rng.choice(colours)) if few else any_kind(rng) for _ in range(rng.randint(3, 6))
+        (rng.choice(shapes), rng.choice(colours)) if few else any_kind(rng) for _ in range(rng.randint(2, 6))
     ]
 
 
 def _where(thing: Thing, things: Sequence[Thing], size: drawing.Size, rng: random.Random) -> Turn:
     label = rng.choice(labels(thing, things))
     return ask("find", rng, thing=label), box_answer(resized_box(thing.box, size), label)
+
+
+def _what(thing: Thing, things: Sequence[Thing], rng: random.Random) -> list[Turn]:
+    """Its colour, where no other has its shape; its shape, where no other has its colour."""
+    turns = []
+    if sum(other.shape == thing.shape for other in things) == 1:
+        turns.append((ask("colour of one", rng, shape=thing.shape), thing.colour))
+    if sum(other.colour == thing.colour for other in things) == 1:
+        turns.append((ask("shape of one", rng, colour=thing.colour), thing.shape))
+    return turns
 
 
 def _how_many(kinds: Sequence[Kind], rng: random.Random) -> Turn:

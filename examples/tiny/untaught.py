@@ -122,9 +122,8 @@ def _no_picture(rng: random.Random, held_out: bool) -> Lesson:
     """A question about a picture or a film without one."""
     a, b = rng.sample(_looks(held_out), 2)
     wording = rng.choice(_wordings(TAUGHT, held_out))
-    question = wording.format(
-        thing=a.name, things=plural(a.name), shape=a.shape, a=a.name, b=b.name, new=b.colour
-    )
+    words = {"thing": a.name, "things": plural(a.name), "shape": a.shape, "colour": a.colour}
+    question = wording.format(a=a.name, b=b.name, new=b.colour, **words)
     return _lesson(films.hurried(rng, question), (), "no picture")
 
 

@@ -101,6 +101,22 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "Name the shape.",
         "Which shape is shown here?",
     ),
+    "colour of one": (
+        "What colour is the {shape}?",
+        "What color is the {shape}?",
+        "What is the colour of the {shape}?",
+        "What is the color of the {shape}?",
+        "Name the colour of the {shape}.",
+        "Which colour does the {shape} have?",
+    ),
+    "shape of one": (
+        "Which shape is {colour}?",
+        "What is the {colour} thing?",
+        "What shape is the {colour} thing?",
+        "Which {colour} thing do you see?",
+        "What is {colour} here?",
+        "Name the {colour} shape.",
+    ),
     "count": (
         "How many {things} are there?",
         "How many {things} do you see?",
@@ -189,7 +205,7 @@ def _every_question() -> set[str]:
         for question in questions:
             for noun in [*shapes, *coloured] if "{" in question else [""]:
                 words = {"thing": noun, "things": plural(noun), "shape": noun.split(" ")[-1]}
-                filled.add(question.format(**words))
+                filled |= {question.format(colour=colour, **words) for colour in COLOURS}
     return filled | {_careless(question) for question in filled}
 
 

@@ -43,19 +43,24 @@ def test_the_form(kind, held_out):
     assert turns(again) == turns(lesson) and again.marks == lesson.marks
     for lesson in drawn(kind, held_out):
         roles = [message["role"] for message in lesson.messages]
-        assert roles == ["user", "assistant"] * (len(roles) // 2) and 4 <= len(roles) <= 10
+        assert roles == ["user", "assistant"] * (len(roles) // 2) and 4 <= len(roles) <= 12
         assert lesson.answer == lesson.messages[-1]["content"]
         assert all(isinstance(message["content"], str) for message in lesson.messages[1:])
 
 
 def test_things_are_counted_and_found():
-    counted = found = 0
+    counted = found = told = 0
     for lesson in drawn("picture"):
         (marks,) = lesson.marks
         picture = next(part["image"] for part in lesson.messages[0]["content"] if part["type"] == "image")
         for question, answer in turns(lesson):
             shapes = [shape for shape in SHAPES if re.search(rf"\b{shape}", question)]
             colours = [colour for colour in COLOURS if re.search(rf"\b{colour}\b", question)]
+            if answer in COLOURS or answer in SHAPES:
+                told += 1
+                (mark,) = (m for m in marks if (m.what in shapes if shapes else m.colour in colours))
+                assert answer == (mark.colour if shapes else mark.what), question
+                continue
             meant = [m for m in marks if m.what in (shapes or SHAPES) and m.colour in (colours or COLOURS)]
             if answer.isdigit():
                 counted += 1
@@ -65,7 +70,7 @@ def test_things_are_counted_and_found():
                 (box,) = find_shapes(answer)
                 assert len(meant) == 1, question
                 assert [box.x1, box.y1, box.x2, box.y2] == list(resized_box(meant[0].box, picture.size[::-1]))
-    assert counted > COUNT / 2 and found > COUNT / 2
+    assert min(counted, found, told) > COUNT / 2
 
 
 def test_times_and_order_are_those_of_the_film():
