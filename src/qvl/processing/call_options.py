@@ -33,10 +33,11 @@ class CallOptions:
 
 def parameters(function: Callable[..., Any], *left_out: str) -> frozenset[str]:
     """The names of a function's arguments that can be given by name, without ``left_out`` and ``**``."""
+    # A method's function, as the method would keep its object alive.
     return _named(getattr(function, "__func__", function)) - {"self", *left_out}
 
 
-@lru_cache(maxsize=64)  # looked up in every call; a method's function, as the method would keep its object alive
+@lru_cache(maxsize=64)
 def _named(function: Callable[..., Any]) -> frozenset[str]:
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return frozenset(p.name for p in inspect.signature(function).parameters.values() if p.kind in named)
