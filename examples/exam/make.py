@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import json
 import random
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
-
 from examples.tiny.exam import TITLES, row
+from examples.tiny.film_files import write_film
 from examples.tiny.lessons import draw
 
 FOLDER = Path(__file__).parent
@@ -50,22 +47,11 @@ def with_files(message: dict[str, Any], name: str) -> dict[str, Any]:
             parts.append({"type": "image", "image": str(path.relative_to(FOLDER))})
         elif part["type"] == "video":
             path = FOLDER / "media" / f"{name}.mp4"
-            write_film(path, part["video"], part["fps"])
+            write_film(path, part["video"], part["fps"], exact=True)
             parts.append({"type": "video", "video": str(path.relative_to(FOLDER)), "fps": part["fps"]})
         else:
             parts.append(part)
     return {**message, "content": parts}
-
-
-def write_film(path: Path, frames_THWC: np.ndarray, rate: float) -> None:
-    """H.264 in RGB, without loss: the frames and their times as they are."""
-    with av.open(str(path), "w") as container:
-        options = {"crf": "0", "preset": "veryslow"}
-        stream = container.add_stream("libx264rgb", rate=Fraction(rate).limit_denominator(8), options=options)
-        stream.height, stream.width, stream.pix_fmt = (*frames_THWC.shape[1:3], "rgb24")
-        for frame_HWC in frames_THWC:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
-        container.mux(stream.encode())
 
 
 if __name__ == "__main__":

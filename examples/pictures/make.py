@@ -8,15 +8,14 @@ Handwriting, typefaces and photographs are such as no lesson of its training sho
 from __future__ import annotations
 
 import random
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image, ImageFilter
 
 from examples.tiny import drawing, fonts, handwriting
 from examples.tiny.drawing import Colour, Size
+from examples.tiny.film_files import write_film
 
 FOLDER = Path(__file__).parent
 DIGIT = 130  # pixels on a side
@@ -75,16 +74,6 @@ def shapes(changed: bool = False) -> Image.Image:
     return page
 
 
-def film(path: Path, frames: list[Image.Image]) -> None:
-    """H.264, without loss but for the colours' resolution."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(RATE), options={"crf": "12"})
-        stream.width, stream.height, stream.pix_fmt = (*frames[0].size, "yuv420p")
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(frame), format="rgb24")))
-        container.mux(stream.encode())
-
-
 def frame(*things: tuple[str, str, float, float]) -> Image.Image:
     """``things``: shape, colour, left and top."""
     page = Image.new("RGB", (336, 224), (216, 220, 206))
@@ -109,9 +98,9 @@ def main() -> None:
     appears = [
         frame(rest, *([("square", "blue", 200, 60)] if i >= 4 * RATE else [])) for i in range(seconds * RATE)
     ]
-    film(FOLDER / "appears.mp4", appears)
+    write_film(FOLDER / "appears.mp4", map(np.asarray, appears), RATE)
     moves = [frame(("star", "green", 220 - 190 * i / (4 * RATE), 70)) for i in range(4 * RATE)]
-    film(FOLDER / "moves.mp4", moves)
+    write_film(FOLDER / "moves.mp4", map(np.asarray, moves), RATE)
 
 
 if __name__ == "__main__":

@@ -355,10 +355,16 @@ def draw_moment(rng: random.Random) -> tuple[int, int, float, int]:
     """
     step = rng.choice((1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 7))
     steps = rng.choice([steps for steps in WHEN_STEPS if steps > step])
-    weights = {rate: weight for rate, weight in RATE_WEIGHTS.items() if 2 * step / rate <= LATEST}
-    (rate,) = rng.choices(list(weights), list(weights.values()))
+    rate = draw_rate(rng, step)
     inside = rate >= INSIDE_RATE and rng.random() < 0.3
     return step, steps, rate, 2 * step + inside
+
+
+def draw_rate(rng: random.Random, step: int) -> float:
+    """Frames per second with which pair ``step`` does not lie beyond LATEST."""
+    weights = {rate: weight for rate, weight in RATE_WEIGHTS.items() if 2 * step / rate <= LATEST}
+    (rate,) = rng.choices(list(weights), list(weights.values()))
+    return rate
 
 
 DRAWERS: dict[str, Callable[[random.Random, bool], Lesson]] = {

@@ -95,10 +95,7 @@ def film_talk(rng: random.Random, held_out: bool) -> Lesson:
     rng.shuffle(looks)
     steps = rng.choice([steps for steps in films.WHEN_STEPS if steps > len(looks)])
     pairs = rng.sample(range(1, steps), len(looks))
-    weights = {
-        rate: weight for rate, weight in films.RATE_WEIGHTS.items() if 2 * max(pairs) / rate <= films.LATEST
-    }
-    (rate,) = rng.choices([*weights], [*weights.values()])
+    rate = films.draw_rate(rng, max(pairs))
     together = rng.random() < 0.5
     appears = [together] * len(looks) if rng.random() < 0.6 else [rng.random() < 0.5 for _ in looks]
     spans = [

@@ -10,33 +10,25 @@ from PIL import Image
 
 from examples.tiny.lesson import COLOURS, SHAPES
 
+ONE_LINE = "Which word or number do you see?"
+READING = (
+    "What does it say?",
+    "What is written here?",
+    "What text is in the picture?",
+    "Read the text.",
+    ONE_LINE,
+    "What do you read?",
+    "Read this image.",
+    "Please read the text in the picture.",
+    "Transcribe the text.",
+    "What text is shown in this image?",
+    "Can you read this?",
+    "Read what is printed here.",
+)
 QUESTIONS: dict[str, tuple[str, ...]] = {
-    "text": (
-        "What does it say?",
-        "What is written here?",
-        "What text is in the picture?",
-        "Read the text.",
-        "Which word or number do you see?",
-        "What do you read?",
-        "Read this image.",
-        "Please read the text in the picture.",
-        "Transcribe the text.",
-        "What text is shown in this image?",
-        "Can you read this?",
-        "Read what is printed here.",
-    ),
+    "text": READING,
     "page": (
-        "What does it say?",
-        "What is written here?",
-        "What text is in the picture?",
-        "Read the text.",
-        "What do you read?",
-        "Read this image.",
-        "Please read the text in the picture.",
-        "Transcribe the text.",
-        "What text is shown in this image?",
-        "Can you read this?",
-        "Read what is printed here.",
+        *(wording for wording in READING if wording != ONE_LINE),
         "Read all of the text.",
         "Write down every line.",
     ),
